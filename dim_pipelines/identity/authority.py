@@ -1,0 +1,51 @@
+"""Grants: who may use nodes for a batch, signed by a key the node trusts.
+
+Before a network exists the signer is the home's user key, and a node trusts the submitters of its
+`trusted.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dim_pipelines.domain.cid import DAG_CBOR, Cid
+from dim_pipelines.domain.grant import Grant, Signature, SignedGrant
+from dim_pipelines.errors import Forbidden, InputError
+from dim_pipelines.identity.keys import format_public_key
+from dim_pipelines.identity.signatures import GRANT_DOMAIN, sign, verify
+
+
+def issue_grant(key: Ed25519PrivateKey, grant: Grant) -> SignedGrant:
+    """Sign a grant."""
+    data = grant.encode()
+    return SignedGrant(grant=data, signature=sign(key, GRANT_DOMAIN, Cid.of(DAG_CBOR, data)).encode())
+
+
+def verify_grant(data: bytes, trusted: Container[bytes], now_ms: int) -> Grant:
+    """Check an encoded `SignedGrant` and give the grant.
+
+    Args:
+        data: what `Open` carried.
+        trusted: public keys (32 bytes each) whose grants are honoured.
+        now_ms: Unix time in milliseconds.
+
+    Raises:
+        Forbidden: malformed, not validly signed, signed by a stranger, or over.
+    """
+    try:
+        signed = SignedGrant.decode(data)
+        grant = Grant.decode(signed.grant)
+        signature = Signature.decode(signed.signature)
+    except InputError as error:
+        raise Forbidden(f"the grant cannot be read: {error.message}") from error
+    signer = verify(signature, GRANT_DOMAIN, Cid.of(DAG_CBOR, signed.grant))
+    if signer not in trusted:
+        raise Forbidden(
+            f"this node does not trust {format_public_key(signer)} to submit batches",
+            hint="on the node: dim node start --trust KEY",
+        )
+    if grant.not_after_ms <= now_ms:
+        raise Forbidden(f"the grant for batch {grant.batch} has ended")
+    return grant
