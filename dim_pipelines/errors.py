@@ -22,6 +22,7 @@ The tree says what the caller should do::
     │   └── NoFeasibleNode         carries each node's reason
     ├── CoordinationError
     │   └── StaleEpoch             a newer run of the batch has taken over: stop
+    ├── ProtocolError              the other side sent what the protocol forbids: drop the session
     └── Cancelled                  the user stopped the batch
 
 The docstring of a class is its default message. Foreign errors are translated where they are met and
@@ -190,6 +191,13 @@ class StaleEpoch(CoordinationError):
     """A newer run of this batch has taken over."""
 
     code = "stale_epoch"
+
+
+class ProtocolError(DimError):
+    """The other side broke the protocol."""
+
+    code = "protocol"
+    retryable = True
 
 
 class Cancelled(DimError):
