@@ -1,0 +1,63 @@
+# Everything a developer runs. `make demo` and `make test` need nothing but Python 3.11 or newer.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup demo up test coverage lint format types protos tools bench soak docs constraints clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*##\s*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup:  ## .venv with DIM and all its development needs; only what has changed
+	@deployment/scripts/setup
+
+demo: setup  ## train, publish and run a model over 1,797 images through Dagster and two nodes
+	@dim demo digits
+
+up: setup  ## two local nodes, Dagster's web server and daemon, until Ctrl-C
+	@dim up --nodes 2
+
+test: setup coverage  ## the tests; what needs a missing program is skipped and names the command that brings it
+	@python -m pytest
+
+coverage: setup  ## proves that the tests of the pure floors cover 95 % of their lines and of their branches
+	@deployment/scripts/coverage
+
+lint: setup  ## ruff, formatting, and the floors of the house
+	@ruff check .
+	@ruff format --check .
+	@lint-imports --no-cache
+
+format: setup  ## ruff's formatting and its safe repairs
+	@ruff check --fix .
+	@ruff format .
+
+types: setup  ## mypy, strict
+	@mypy
+
+protos: setup  ## the code generated from the .proto files
+	@deployment/scripts/protos
+
+tools:  ## the real components that tests and `--ipfs kubo` use: ipfs (Kubo) and Chromium
+	@python3 deployment/kubo/fetch.py
+	@deployment/scripts/chromium
+
+bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch costs
+	@dim bench dispatch
+	@dim bench pipeline
+
+soak: setup  ## the tests of the floors that must not waver, ten times over
+	@for round in {1..10}; do echo "round $$round"; python -m pytest -q tests/contracts tests/integration; done
+
+docs: setup  ## checks that every link of the documentation leads somewhere and that its formats page is current
+	@python -m pytest -q tests/unit/docs
+
+constraints:  ## writes constraints.txt from what .venv holds
+	@deployment/scripts/setup --freeze
+
+clean:  ## removes what is made here, except .venv and .tools
+	@rm -rf build dist *.egg-info htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

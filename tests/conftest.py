@@ -1,0 +1,121 @@
+"""What all tests share: real components or a clear reason why not, an environment of their own, and the time budgets.
+
+A test that needs a real program asks the fixture `require_tool` for it. Where the program is missing the test
+is skipped with the command that brings it; with `CI=true` it fails instead, so that nothing is skipped there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_CI = os.environ.get("CI") == "true"
+
+TOOLS = {
+    "ipfs": (("ipfs",), "make tools"),
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), "apt-get install -y chromium"),
+    "go": (("go",), "see https://go.dev/dl"),
+}
+"""Real programs: the names they go by, and the command that brings them."""
+
+BUDGET_S = {
+    "unit": 90.0,
+    "contracts": 30.0,
+    "golden": 10.0,
+    "integration": 150.0,
+    "multinode": 20.0,
+    "e2e": 60.0,
+}
+"""Seconds of wall time that the tests of a folder may take in CI (two cores); together six minutes."""
+
+_spent_s: dict[str, float] = defaultdict(float)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests out of the person's own home, database and telemetry."""
+    home = tempfile.mkdtemp(prefix="dim-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    for name in ("DIM_DATABASE_URL", "DAGSTER_HOME"):
+        os.environ.pop(name, None)
+    os.environ["DIM_HOME"] = home
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "yes"
+    os.environ["PATH"] = os.pathsep.join([str(ROOT / ".tools" / "bin"), os.environ.get("PATH", "")])
+
+
+def find_tool(name: str) -> Path | None:
+    """Find a real program on PATH, `.tools/bin` first."""
+    for alias in TOOLS[name][0]:
+        if found := shutil.which(alias):
+            return Path(found)
+    return None
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[bool, str, str], None]:
+    """Give `require(present, what, command)`: skips (in CI: fails) where a real component is missing."""
+
+    def check(present: bool, what: str, command: str) -> None:
+        if present:
+            return
+        message = f"{what} is missing; to bring it: {command}"
+        if IN_CI:
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def require_tool(require: Callable[[bool, str, str], None]) -> Callable[[str], Path]:
+    """Give `require_tool(name)`: the path of a real program of `TOOLS`."""
+
+    def find(name: str) -> Path:
+        found = find_tool(name)
+        require(found is not None, name, TOOLS[name][1])
+        assert found is not None
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def ipfs_binary(require_tool: Callable[[str], Path]) -> Path:
+    """Give the path of a real Kubo."""
+    return require_tool("ipfs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Count the time of each phase for the folder of its test."""
+    report = yield
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    _spent_s[folder] += report.duration  # type: ignore[attr-defined]
+    return report
+
+
+def _over_budget() -> list[str]:
+    return [folder for folder, spent in _spent_s.items() if spent > BUDGET_S.get(folder, 0.0)]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run in CI whose tests took longer than their folder's budget."""
+    if IN_CI and _over_budget() and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each folder's tests took, and its budget."""
+    if not _spent_s or terminalreporter.config.get_verbosity() < 0:
+        return
+    terminalreporter.section("time per folder")
+    over = _over_budget()
+    for folder, spent in sorted(_spent_s.items()):
+        verdict = "OVER BUDGET" if folder in over else ""
+        terminalreporter.line(f"{folder:<14}{spent:7.1f} s of {BUDGET_S.get(folder, 0.0):5.0f} s  {verdict}".rstrip())
