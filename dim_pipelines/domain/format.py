@@ -12,21 +12,24 @@ from typing import Any, ClassVar, Self
 import libipld
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dim_pipelines.domain.cid import DAG_CBOR, Cid
+from dim_pipelines.domain.cid import CODECS, DAG_CBOR, Cid
 from dim_pipelines.errors import InputError
 
 
 def encode_cbor(value: Any) -> bytes:
     """Encode plain data (maps, lists, str, int, float, bytes, Cid) as dag-cbor.
 
-    Tuples become lists. A `Cid` becomes a link (tag 42).
+    Tuples become lists. A `Cid`, or plain bytes that are one (36 bytes: so links of unknown optional fields
+    survive), becomes a link (tag 42); all other bytes are byte strings, even where they begin like a foreign CID.
 
     Raises:
         InputError: the value holds something dag-cbor cannot (a NaN, a huge integer, a key that is no text).
     """
+    odd: list[bytes] = []
+    plain = _plain(value, odd)
     try:
-        return libipld.encode_dag_cbor(_plain(value))
-    except ValueError as error:
+        return _encode_odd(plain) if odd else libipld.encode_dag_cbor(plain)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"value cannot be written as dag-cbor: {error}") from error
 
 
@@ -42,12 +45,48 @@ def decode_cbor(data: bytes) -> Any:
         raise InputError(f"not dag-cbor: {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+def _plain(value: Any, odd: list[bytes]) -> Any:
+    """Turn tuples into lists, and collect in `odd` the bytes that libipld would take for a foreign CID."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, odd) if isinstance(item, (list, tuple, dict, bytes)) else item for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, odd) for key, item in value.items()}
+    # libipld writes any bytes that parse as a CID as a link: a key or a hash would be one in 2^18 times,
+    # and a pin would then look for a block that nobody has
+    if isinstance(value, bytes) and value[:1] in _CID_STARTS and not _is_link(value):
+        odd.append(value)
     return value
+
+
+_CID_STARTS = (b"\x01", b"\x12")
+
+
+def _is_link(value: bytes) -> bool:
+    if isinstance(value, Cid):
+        return True
+    return len(value) == 36 and value[0] == 1 and value[1] in CODECS and value[2:4] == b"\x12\x20"
+
+
+def _encode_odd(value: Any) -> bytes:
+    """Encode as `encode_dag_cbor` does, but with no bytes taken for links that are none."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("map keys must be strings")
+        pairs = sorted((len(raw), raw, item) for raw, item in ((key.encode(), item) for key, item in value.items()))
+        return _head(5, len(pairs)) + b"".join(_head(3, size) + raw + _encode_odd(item) for size, raw, item in pairs)
+    if isinstance(value, list):
+        return _head(4, len(value)) + b"".join(_encode_odd(item) for item in value)
+    if isinstance(value, bytes) and not _is_link(value):
+        return _head(2, len(value)) + value
+    return libipld.encode_dag_cbor(value)
+
+
+def _head(major: int, count: int) -> bytes:
+    """Give the shortest CBOR head (RFC 8949, 3 and 4.2.1)."""
+    if count < 24:
+        return bytes((major << 5 | count,))
+    size = 0 if count < 1 << 8 else 1 if count < 1 << 16 else 2 if count < 1 << 32 else 3
+    return bytes((major << 5 | 24 + size,)) + count.to_bytes(1 << size, "big")
 
 
 class Value(BaseModel):

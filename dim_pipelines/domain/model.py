@@ -77,7 +77,7 @@ class ModelDescription(Value):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str = Field(min_length=1)
     engine: str
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     inputs: tuple[ModelInput, ...] = Field(min_length=1)
     outputs: tuple[ModelOutput, ...] = ()
     postprocess: tuple[Step, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.format import Format, Value
 
@@ -12,7 +14,7 @@ class ModelUse(Value):
     """A model and the parameters it is called with."""
 
     model: Cid
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class Work(Format):
@@ -44,7 +46,7 @@ class PlanStep(Value):
     """
 
     model: Cid
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     batch_rows: int
     columns: tuple[str, ...]
     signatures: tuple[Cid, ...] = ()
