@@ -27,6 +27,7 @@ class NodeDescription:
         numerics: engine name → numerics base class of this machine (see `numerics_class`).
         swarm: names the block network that the node's store is part of; empty when it has only its own blocks.
         max_input_bytes: the largest input shard it takes.
+        draining: it takes no new sessions.
     """
 
     name: str
@@ -36,6 +37,7 @@ class NodeDescription:
     numerics: dict[str, str]
     swarm: str
     max_input_bytes: int
+    draining: bool = False
 
 
 def numerics_class(base: str, dtype: str) -> str:

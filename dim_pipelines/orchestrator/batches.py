@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from dim_pipelines.database.engine import Database
@@ -210,21 +210,23 @@ class Batches:
         """
         self._change(batch, epoch)
 
-    def fail(self, batch: str, epoch: int, error: str) -> None:
-        """Store why the run failed.
+    def fail(self, batch: str, error: str, *, epoch: int | None = None, run_id: str | None = None) -> bool:
+        """Store why a run failed, unless a newer one has taken the batch.
 
-        Raises:
-            StaleEpoch: a newer run has taken the batch.
+        Args:
+            batch: the batch's id.
+            error: one line.
+            epoch: the epoch of the run that failed, where it got one.
+            run_id: the Dagster run that failed; see `keep_run`.
+
+        Returns:
+            False where a newer run has the batch: nothing was changed.
         """
-        self._change(batch, epoch, state="failed", error=error)
+        return self._end(batch, epoch, run_id, state="failed", error=error)
 
-    def cancel(self, batch: str, epoch: int) -> None:
-        """Store that the user stopped the run.
-
-        Raises:
-            StaleEpoch: a newer run has taken the batch.
-        """
-        self._change(batch, epoch, state="cancelled", error=None)
+    def cancel(self, batch: str, *, epoch: int | None = None, run_id: str | None = None) -> bool:
+        """Store that the user stopped a run; arguments and answer as of `fail`."""
+        return self._end(batch, epoch, run_id, state="cancelled", error=None)
 
     def keep_dataset(self, batch: str, dataset: Cid, errors: Cid | None) -> None:
         """Store what ingest made of the input. No epoch: the same input gives the same CID in every run."""
@@ -248,6 +250,15 @@ class Batches:
         if epoch is None or self._find(batch) is None:
             raise InputError(f"there is no batch {batch!r}")
         raise StaleEpoch(f"batch {batch}: a newer run than epoch {epoch} has taken over")
+
+    def _end(self, batch: str, epoch: int | None, run_id: str | None, **values: Any) -> bool:
+        statement = update(batches).where(batches.c.id == batch).values(updated_ms=_now_ms(), **values)
+        if epoch is not None:
+            statement = statement.where(batches.c.epoch == epoch)
+        if run_id is not None:
+            statement = statement.where(or_(batches.c.run_id.is_(None), batches.c.run_id == run_id))
+        with self._database.write() as connection:
+            return connection.execute(statement).rowcount == 1
 
     def _find(self, batch: str) -> RowMapping | None:
         with self._database.read() as connection:
