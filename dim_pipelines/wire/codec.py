@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.events import RowError, Task, TaskDone, TaskFailed, Usage
+from dim_pipelines.domain.node import Device, NodeDescription
 from dim_pipelines.errors import InputError, ProtocolError
 from dim_pipelines.wire.v1 import node_pb2
 
@@ -112,3 +113,34 @@ def outcome_from_wire(message: node_pb2.Outcome) -> TaskDone | TaskFailed:
             failure.handed_back,
         )
     raise ProtocolError(f"an outcome of shard {message.shard} says neither done nor failed")
+
+
+def description_to_wire(description: NodeDescription) -> node_pb2.NodeDescription:
+    """Write what a node says of itself."""
+    return node_pb2.NodeDescription(
+        name=description.name,
+        key=description.key,
+        version=description.version,
+        devices=[
+            node_pb2.Device(id=item.id, kind=item.kind, name=item.name, memory_bytes=item.memory_bytes)
+            for item in description.devices
+        ],
+        numerics=description.numerics,
+        swarm=description.swarm,
+        max_input_bytes=description.max_input_bytes,
+        draining=description.draining,
+    )
+
+
+def description_from_wire(message: node_pb2.NodeDescription) -> NodeDescription:
+    """Read what a node says of itself."""
+    return NodeDescription(
+        name=message.name,
+        key=message.key,
+        version=message.version,
+        devices=tuple(Device(item.id, item.kind, item.name, item.memory_bytes) for item in message.devices),
+        numerics=dict(message.numerics),
+        swarm=message.swarm,
+        max_input_bytes=message.max_input_bytes,
+        draining=message.draining,
+    )
