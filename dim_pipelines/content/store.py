@@ -110,8 +110,11 @@ class ContentStore(Protocol):
         """Drop the pin of this owner and label from `root`; no error where there is none."""
         ...
 
-    async def pins(self) -> list[tuple[Cid, Pin]]:
-        """List the pins, ended ones included until the next `collect`."""
+    async def pins(self, label_prefix: str = "") -> list[tuple[Cid, Pin]]:
+        """List the pins whose label begins with `label_prefix`, ended ones included until the next `collect`.
+
+        A store may hold a million pins of batches: who looks for models asks for `model/`.
+        """
         ...
 
     async def collect(self, now_ms: int, grace_s: float = COLLECT_GRACE_S) -> Collected:
