@@ -1,0 +1,436 @@
+"""Commands about batches: `dim infer` runs one here, `dim submit` hands one over, `dim resume` continues one."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
+from dim_pipelines.cli.local import OWNER, IpfsOption, content_store, ipfs_address
+from dim_pipelines.errors import ConfigurationError, DimError, InputError
+
+if TYPE_CHECKING:
+    from dim_pipelines.content.store import ContentStore
+    from dim_pipelines.domain.batch import BatchSpec
+    from dim_pipelines.orchestrator.batches import Batches, BatchRow
+    from dim_pipelines.settings import Home
+
+HEARTBEAT_LOST_S: Final = 10.0
+"""A running batch whose row nobody has written for this long has no run any more, in seconds."""
+
+
+class RowErrors(StrEnum):
+    """What a bad row does."""
+
+    FAIL = "fail"
+    DEAD_LETTER = "dead_letter"
+
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="PATH|CID|NAME", help="The model; a folder is added and signed first.")
+]
+InputOption = Annotated[
+    str | None, typer.Option("--input", metavar="FILE|FOLDER|CID", help="Parquet, CSV, a folder of images, or a CID.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE", help="The joined table: a .parquet or .csv file.")
+]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", metavar="A,B", help="Columns to keep; those the model reads when left out.")
+]
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option("--id-column", metavar="C", help="The column that names rows; the row number when left out."),
+]
+ShardRowsOption = Annotated[
+    int | None, typer.Option("--shard-rows", min=1, help="Rows per shard; state it where the same CID is wanted again.")
+]
+BatchRowsOption = Annotated[
+    int | None,
+    typer.Option("--batch-rows", min=1, help="Rows per micro-batch; state it where the same CID is wanted again."),
+]
+RowErrorOption = Annotated[
+    RowErrors, typer.Option("--on-row-error", help="End the batch at a bad row, or set bad rows aside.")
+]
+NodesOption = Annotated[
+    str | None, typer.Option("--nodes", metavar="ADDR,ADDR", help="Nodes to use; one is started here when left out.")
+]
+
+
+def infer(
+    model: ModelOption = None,
+    source: InputOption = None,
+    output: OutputOption = None,
+    columns: ColumnsOption = None,
+    id_column: IdColumnOption = None,
+    shard_rows: ShardRowsOption = None,
+    batch_rows: BatchRowsOption = None,
+    on_row_error: RowErrorOption = RowErrors.FAIL,
+    ipfs: IpfsOption = "",
+    nodes: NodesOption = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> int:
+    """Run a model over a file or folder, here and now, without a server."""
+    screen = Screen(as_json, debug)
+    if model is None or source is None or output is None:
+        missing = [
+            name for name, value in (("--model", model), ("--input", source), ("--output", output)) if value is None
+        ]
+        raise ConfigurationError(f"missing {', '.join(missing)}", hint="dim infer --help")
+    spec = _plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
+    return asyncio.run(_infer(spec, output, ipfs, _addresses(nodes), screen))
+
+
+async def _infer(plain: dict[str, Any], output: Path, ipfs: str, nodes: list[str], screen: Screen) -> int:
+    from dim_pipelines.cli.here import check_output
+    from dim_pipelines.database.engine import open_database
+    from dim_pipelines.domain.batch import BatchSpec
+    from dim_pipelines.orchestrator.batches import Batches, submit_batch
+    from dim_pipelines.settings import Home
+
+    path = check_output(output)
+    home = Home.at()
+    spec = BatchSpec.read(plain)
+    _check_source(spec.input.uri)
+    async with ipfs_address(home, ipfs) as address, content_store(home, address) as store:
+        spec = await _publish_models(spec, home, store, screen)
+        database = await asyncio.to_thread(open_database, home.database_url)
+        row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=False, output=str(path))
+        return await _run_row(row, home, Batches(database), store, address, nodes, path, screen)
+
+
+async def _run_row(
+    row: BatchRow,
+    home: Home,
+    batches: Batches,
+    store: ContentStore,
+    ipfs: str,
+    nodes: list[str],
+    output: Path,
+    screen: Screen,
+) -> int:
+    """Run a batch here, and leave its row saying how it went."""
+    from dim_pipelines.cli.here import run_here
+
+    try:
+        done = await run_here(
+            row, home=home, batches=batches, store=store, ipfs=ipfs, nodes=nodes, output=output, screen=screen
+        )
+    except asyncio.CancelledError:
+        batches.cancel(row.id)
+        screen.say(f"finished shards are kept; to continue: dim resume {row.id}")
+        raise
+    except DimError as error:
+        batches.fail(row.id, error.message)
+        raise
+    record = done.record()
+    screen.result(record, describe(record))
+    return Exit.DEAD_ROWS if done.finished.dead_rows else Exit.DONE
+
+
+def submit(
+    spec_file: Annotated[
+        Path | None, typer.Argument(metavar="SPEC.yaml", help="The batch as a file; or say it with the options.")
+    ] = None,
+    model: ModelOption = None,
+    source: InputOption = None,
+    output: OutputOption = None,
+    columns: ColumnsOption = None,
+    id_column: IdColumnOption = None,
+    shard_rows: ShardRowsOption = None,
+    batch_rows: BatchRowsOption = None,
+    on_row_error: RowErrorOption = RowErrors.FAIL,
+    no_run: Annotated[
+        bool,
+        typer.Option("--no-run", help="Only write it down and add its Dagster partition; somebody else starts it."),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until it is done; Ctrl-C only stops watching.")
+    ] = True,
+    ipfs: IpfsOption = "",
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> int:
+    """Hand a batch to Dagster, which runs under `dim up`."""
+    screen = Screen(as_json, debug)
+    if spec_file is not None:
+        if model or source or columns or id_column or shard_rows or batch_rows or on_row_error is not RowErrors.FAIL:
+            raise ConfigurationError("give either SPEC.yaml or --model and --input, not both", hint="dim submit --help")
+        plain = read_spec(spec_file)
+    elif model is not None and source is not None:
+        plain = _plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
+    else:
+        raise ConfigurationError("nothing to submit", hint="dim submit SPEC.yaml, or --model … --input …")
+    return asyncio.run(_submit(plain, output, ipfs, no_run, wait, screen))
+
+
+async def _submit(
+    plain: dict[str, Any], output: Path | None, ipfs: str, no_run: bool, wait: bool, screen: Screen
+) -> int:
+    from dim_pipelines.cli.here import check_output
+    from dim_pipelines.database.engine import open_database
+    from dim_pipelines.domain.batch import BatchSpec
+    from dim_pipelines.orchestrator.batches import Batches, submit_batch
+    from dim_pipelines.orchestrator.running import find_running
+    from dim_pipelines.settings import Home
+
+    path = None if output is None else str(check_output(output))
+    home = Home.at()
+    spec = BatchSpec.read(plain)
+    _check_source(spec.input.uri)
+    running = find_running(home)
+    async with content_store(home, ipfs) as store:
+        spec = await _publish_models(spec, home, store, screen)
+        database = await asyncio.to_thread(open_database, home.database_url)
+        row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=not no_run, output=path)
+        if no_run:
+            from dim_pipelines.orchestrator.dagster_daemon import add_partition
+
+            await asyncio.to_thread(add_partition, home, row.id)
+            return _say_submitted(row, screen, _how_to_start(home, row.id))
+        if running is None:
+            screen.say("dim up is not running for this home: the batch starts when it does")
+            return _say_submitted(row, screen, "dim up")
+        if not wait:
+            return _say_submitted(row, screen, f"watch it at {running.page}/assets/results")
+        screen.say(f"batch {row.id}, see {running.page}/assets/results")
+        return await _wait(row.id, Batches(database), store, screen)
+
+
+def _say_submitted(row: BatchRow, screen: Screen, following: str) -> int:
+    screen.result({"batch": row.id, "state": row.state, "next": following}, f"{row.id}\nnext: {following}")
+    return Exit.DONE
+
+
+def _how_to_start(home: Home, batch: str) -> str:
+    return (
+        f"DIM_HOME={home.root} DAGSTER_HOME={home.dagster} dagster asset materialize "
+        f"-m dim_pipelines.definitions --select '*' --partition {batch}"
+    )
+
+
+async def _wait(batch: str, batches: Batches, store: ContentStore, screen: Screen) -> int:
+    from dim_pipelines.cli.follow import follow, record_of
+
+    try:
+        with screen.progress("batch") as bar:
+            row = await follow(batch, batches, store, bar.update, OWNER)
+    except asyncio.CancelledError:
+        screen.say(f"batch {batch} goes on without you; to stop it, terminate its run on Dagster's page")
+        raise
+    record = await record_of(row, store)
+    screen.result(record, describe(record))
+    return Exit.DEAD_ROWS if record["dead_rows"] else Exit.DONE
+
+
+def resume(
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="The batch's id.")],
+    here: Annotated[bool, typer.Option("--here", help="Run it in this process, whoever ran it before.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until it is done; Ctrl-C only stops watching.")
+    ] = True,
+    output: OutputOption = None,
+    ipfs: IpfsOption = "",
+    nodes: NodesOption = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> int:
+    """Continue a batch whose last run has ended: finished shards are not computed again.
+
+    A batch that Dagster ran is asked for again there; one that `dim infer` ran is run here and now.
+    """
+    screen = Screen(as_json, debug)
+    return asyncio.run(_resume(batch, here, wait, output, ipfs, _addresses(nodes), screen))
+
+
+async def _resume(
+    batch: str, here: bool, wait: bool, output: Path | None, ipfs: str, nodes: list[str], screen: Screen
+) -> int:
+    from dim_pipelines.cli.follow import record_of
+    from dim_pipelines.cli.here import check_output
+    from dim_pipelines.database.engine import open_database
+    from dim_pipelines.orchestrator.batches import Batches
+    from dim_pipelines.orchestrator.running import find_running
+    from dim_pipelines.settings import Home
+
+    home = Home.at()
+    batches = Batches(await asyncio.to_thread(open_database, home.database_url))
+    row = await asyncio.to_thread(batches.get, batch, owner=OWNER)
+    async with ipfs_address(home, ipfs) as address, content_store(home, address) as store:
+        if row.state == "done":
+            record = await record_of(row, store)
+            screen.result(record, f"batch {batch} is done already\n{describe(record)}")
+            return Exit.DEAD_ROWS if record["dead_rows"] else Exit.DONE
+        if row.state == "running":
+            await _outwait(row, batches, screen)
+        running = find_running(home)
+        if here or (row.run_id is None and row.request == 0 and row.state != "queued"):
+            path = check_output(output or Path(row.output or home.outputs / f"{batch}.{row.spec.output.format}"))
+            return await _run_row(row, home, batches, store, address, nodes, path, screen)
+        row = await asyncio.to_thread(batches.resume, batch, owner=OWNER)
+        if running is None:
+            return _say_submitted(row, screen, f"dim up, or run it in this process: dim resume {batch} --here")
+        if not wait:
+            return _say_submitted(row, screen, f"watch it at {running.page}/assets/results")
+        return await _wait(batch, batches, store, screen)
+
+
+async def _outwait(row: BatchRow, batches: Batches, screen: Screen) -> None:
+    """Return once the row's last run has lost its heartbeat.
+
+    Raises:
+        InputError: the run lives.
+    """
+    import time
+
+    seen = row.updated_ms
+    said = False
+    while (left := seen / 1000 + HEARTBEAT_LOST_S - time.time()) > 0:
+        if not said:
+            screen.say(f"the last run ({row.holder}) gave a sign of life just now; waiting {left:.0f} s for another")
+            said = True
+        await asyncio.sleep(min(left, 1.0))
+        now = await asyncio.to_thread(batches.get, row.id, owner=OWNER)
+        if now.state != "running":
+            return
+        if now.updated_ms > seen:
+            raise InputError(f"batch {row.id} is running ({now.holder})", hint="wait for it, or stop that run first")
+
+
+def _addresses(nodes: str | None) -> list[str]:
+    return [part.strip() for part in (nodes or "").split(",") if part.strip()]
+
+
+def _plain_spec(
+    model: str,
+    source: str,
+    output: Path | None,
+    columns: str | None,
+    id_column: str | None,
+    shard_rows: int | None,
+    batch_rows: int | None,
+    on_row_error: RowErrors,
+) -> dict[str, Any]:
+    """Write the options as a spec; what was left out stays out.
+
+    Raises:
+        ConfigurationError: the output's ending is neither .parquet nor .csv.
+    """
+    plain: dict[str, Any] = {
+        "name": Path(source.rstrip("/")).stem[:200] or "batch",
+        "models": [model],
+        "input": {"uri": source},
+        "on_row_error": on_row_error.value,
+    }
+    if columns:
+        plain["input"]["columns"] = [part.strip() for part in columns.split(",") if part.strip()]
+    if id_column:
+        plain["input"]["id_column"] = id_column
+    if shard_rows:
+        plain["shard_rows"] = shard_rows
+    if batch_rows:
+        plain["batch_rows"] = batch_rows
+    if output is not None:
+        ending = output.suffix.lower().removeprefix(".")
+        if ending not in ("parquet", "csv"):
+            raise ConfigurationError(f"the output {output} ends neither in .parquet nor in .csv", hint="name it so")
+        plain["output"] = {"format": ending}
+    return _absolute(plain)
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Read a spec file; its relative paths are taken from its own folder.
+
+    Raises:
+        InputError: it cannot be read, is no YAML, or no mapping.
+    """
+    import yaml
+
+    path = path.expanduser()
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no batch spec", hint="it is a mapping with name, models and input")
+    return _absolute(value, path.absolute().parent)
+
+
+def _absolute(plain: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """Make local paths absolute, so that another process with another folder finds them."""
+    from dim_pipelines.domain.cid import looks_like_cid
+
+    source = plain.get("input")
+    uri = source.get("uri") if isinstance(source, dict) else source
+    if isinstance(uri, str) and uri and "://" not in uri and not looks_like_cid(uri):
+        resolved = str((folder or Path.cwd()) / Path(uri).expanduser())
+        plain = {**plain, "input": {**source, "uri": resolved} if isinstance(source, dict) else resolved}
+    return plain
+
+
+def _check_source(uri: str) -> None:
+    """Refuse a missing input before anything is started.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    from dim_pipelines.domain.cid import looks_like_cid
+
+    if "://" not in uri and not looks_like_cid(uri) and not Path(uri).exists():
+        raise InputError(f"no such file or folder: {uri}", hint="an absolute path is safest; a CID starts with 'baf'")
+
+
+async def _publish_models(spec: BatchSpec, home: Home, store: ContentStore, screen: Screen) -> BatchSpec:
+    """Add and sign the models that are given as folders; the spec then names every model by its CID.
+
+    Raises:
+        InputError: there is no such folder or model.
+    """
+    from dim_pipelines.content.models import add_model, find_model
+    from dim_pipelines.identity.keys import load_or_create_key
+
+    uses = []
+    for use in spec.models:
+        folder = _model_folder(use.model)
+        if folder is not None:
+            package = await add_model(folder, store, load_or_create_key(home.user_key), OWNER)
+            screen.say(f"model {package.description.name} {package.cid}")
+        else:
+            package = await find_model(use.model, store, OWNER)
+        uses.append(use.model_copy(update={"model": str(package.cid)}))
+    return spec.model_copy(update={"models": tuple(uses)})
+
+
+def _model_folder(reference: str) -> Path | None:
+    """Give the folder that a reference names, or None where it is a CID or a name.
+
+    Raises:
+        InputError: it is written as a path, and there is no such folder.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if "/" in reference.removeprefix("ipfs://").removeprefix("/ipfs/") or reference.startswith((".", "~")):
+        raise InputError(f"no such model folder: {reference}", hint="name the folder that holds dim-model.json")
+    return None
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Say how a batch went, for people."""
+    shares = ", ".join(f"{name} {count}" for name, count in record["nodes"].items())
+    dead = f", {record['dead_rows']:,} bad rows set aside" if record["dead_rows"] else ""
+    resumed = f" ({record['resumed_shards']} from before)" if record["resumed_shards"] else ""
+    return (
+        f"{record['rows']:,} rows in {record['seconds']:.1f} s ({record['rows_per_s']:,.0f} rows/s){dead}\n"
+        f"shards  {record['shards']}{resumed}: {shares}\n"
+        f"result  {record['result_cid']}\n"
+        f"table   {record['output']}\n"
+        f"batch   {record['batch']}"
+    )

@@ -1,0 +1,125 @@
+"""Follow a batch that another process runs: its row, and the journal segments that its head leads to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from dim_pipelines.errors import Cancelled, ContentError, DimError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dim_pipelines.content.store import ContentStore
+    from dim_pipelines.domain.cid import Cid
+    from dim_pipelines.orchestrator.batches import Batches, BatchRow
+
+POLL_S: Final = 0.5
+
+
+class BatchFailed(DimError):
+    """The batch failed."""
+
+    code = "batch_failed"
+
+
+@dataclass(slots=True)
+class Journaled:
+    """What the journal's segments say so far; each segment is read once."""
+
+    rows: int = 0
+    nodes: dict[str, int] = field(default_factory=dict)
+    _shards: set[int] = field(default_factory=set)
+    _seen: Cid | None = None
+
+    @property
+    def shards(self) -> int:
+        """How many shards are done."""
+        return len(self._shards)
+
+    async def read(self, store: ContentStore, head: Cid) -> None:
+        """Read the segments between the last one seen and `head`; what cannot be read yet is left for the next time."""
+        from dim_pipelines.domain.events import Segment
+
+        reached: Cid | None = head
+        fresh: list[Segment] = []
+        try:
+            while reached is not None and reached != self._seen:
+                segment = Segment.decode(await store.get(reached))
+                fresh.append(segment)
+                reached = segment.previous
+        except ContentError:
+            return
+        for segment in fresh:
+            for shard, _output, rows, node, *_usage in segment.outcomes:
+                if shard not in self._shards:
+                    self._shards.add(shard)
+                    self.rows += rows
+                    name = segment.nodes[node]
+                    self.nodes[name] = self.nodes.get(name, 0) + 1
+        self._seen = head
+
+
+async def follow(
+    batch: str, batches: Batches, store: ContentStore, show: Callable[[int, int | None, str], None], owner: str
+) -> BatchRow:
+    """Wait until the batch is done and give its row; `show` gets rows done, rows in all (None: not known), a note.
+
+    Raises:
+        BatchFailed: it failed; the message is the row's.
+        Cancelled: somebody stopped it.
+    """
+    from dim_pipelines.domain.dataset import Dataset
+
+    journal = Journaled()
+    total: tuple[int, int] | None = None
+    while True:
+        row = await asyncio.to_thread(batches.get, batch, owner=owner)
+        if row.state == "done":
+            return row
+        if row.state == "failed":
+            raise BatchFailed(f"batch {batch} failed: {row.error}", hint=f"dim resume {batch} continues it")
+        if row.state == "cancelled":
+            raise Cancelled(f"batch {batch} was cancelled")
+        if row.dataset is not None and total is None:
+            dataset = Dataset.decode(await store.get(row.dataset))
+            total = dataset.rows, dataset.shards
+        if row.head is not None:
+            await journal.read(store, row.head)
+        note = "waiting to be started" if row.state == "queued" else "reading the input"
+        if total is not None:
+            note = f"rows, {journal.shards}/{total[1]} shards"
+        show(journal.rows, total[0] if total else None, note)
+        await asyncio.sleep(POLL_S)
+
+
+async def record_of(row: BatchRow, store: ContentStore) -> dict[str, Any]:
+    """Give what `--json` prints of a batch that is done, from what its row names.
+
+    Raises:
+        BatchFailed: it is not done.
+    """
+    from dim_pipelines.domain.dataset import Result
+    from dim_pipelines.domain.work import Provenance, Work
+
+    if row.result is None or row.provenance is None:
+        raise BatchFailed(f"batch {row.id} is {row.state}, it has no result", hint=f"dim resume {row.id}")
+    result = Result.decode(await store.get(row.result))
+    provenance = Provenance.decode(await store.get(row.provenance))
+    work = Work.decode(await store.get(result.work))
+    computed = result.rows * (provenance.shards - provenance.resumed_shards) / max(1, provenance.shards)
+    return {
+        "batch": row.id,
+        "result_cid": str(row.result),
+        "dataset_cid": str(work.dataset),
+        "provenance_cid": str(row.provenance),
+        "rows": result.rows,
+        "dead_rows": result.dead_rows,
+        "shards": result.shards,
+        "resumed_shards": provenance.resumed_shards,
+        "rows_per_s": round(computed / provenance.seconds, 1) if provenance.seconds > 0 else 0.0,
+        "seconds": round(provenance.seconds, 3),
+        "nodes": dict(sorted(provenance.nodes.items())),
+        "output": row.output,
+    }

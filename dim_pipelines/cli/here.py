@@ -1,0 +1,200 @@
+"""A batch run in this process, without Dagster: ingest, dispatch, join, with a bar for each.
+
+The steps and the row are the same as those of Dagster's assets; only who calls them differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dim_pipelines.cli.local import OWNER, local_nodes
+from dim_pipelines.errors import ConfigurationError, DimError
+
+if TYPE_CHECKING:
+    from dim_pipelines.cli.console import Screen
+    from dim_pipelines.content.models import ModelPackage
+    from dim_pipelines.content.store import ContentStore
+    from dim_pipelines.dispatch.head import Finished, Progress
+    from dim_pipelines.dispatch.node_pool import NodePool
+    from dim_pipelines.orchestrator.batches import Batches, BatchRow
+    from dim_pipelines.settings import Home
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch that ran to its end, and the file of its joined table."""
+
+    finished: Finished
+    output: Path
+
+    def record(self) -> dict[str, Any]:
+        """Give what `--json` prints."""
+        finished = self.finished
+        return {
+            "batch": finished.batch,
+            "result_cid": str(finished.result),
+            "dataset_cid": str(finished.dataset),
+            "provenance_cid": str(finished.provenance),
+            "rows": finished.rows,
+            "dead_rows": finished.dead_rows,
+            "shards": finished.shards,
+            "resumed_shards": finished.resumed_shards,
+            "rows_per_s": round(finished.rows_per_s, 1),
+            "seconds": round(finished.seconds, 3),
+            "nodes": dict(sorted(finished.nodes.items())),
+            "output": str(self.output),
+        }
+
+
+def check_output(path: Path) -> Path:
+    """Give the absolute path of an output file that can be written.
+
+    Raises:
+        ConfigurationError: its folder is not there or not writable, or it is a folder itself.
+    """
+    path = path.expanduser().absolute()
+    folder = path.parent
+    if path.is_dir():
+        raise ConfigurationError(f"the output {path} is a folder", hint=f"name a file: {path / 'output.parquet'}")
+    if not folder.is_dir():
+        raise ConfigurationError(f"the output's folder does not exist: {folder}", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"the output's folder is not writable: {folder}", hint="choose another --output")
+    return path
+
+
+async def run_here(
+    row: BatchRow,
+    *,
+    home: Home,
+    batches: Batches,
+    store: ContentStore,
+    ipfs: str,
+    nodes: Sequence[str],
+    output: Path,
+    screen: Screen,
+) -> Done:
+    """Run a batch to its end.
+
+    Args:
+        row: the batch.
+        home: whose key submits it.
+        batches: the table the row is in.
+        store: where content lies.
+        ipfs: what the store was opened with; the node started here uses the same.
+        nodes: addresses of nodes; empty: one is started for the time of the run.
+        output: where the joined table is written.
+        screen: where progress is shown.
+
+    Raises:
+        DimError: anything that ends a batch; finished shards are kept and `dim resume` continues.
+    """
+    from dim_pipelines.content.models import find_model
+
+    models = [await find_model(use.model, store, OWNER) for use in row.spec.models]
+    async with _pool(home, ipfs, nodes) as opening:
+        try:
+            finished = await _compute(row, models, home, batches, store, opening, screen)
+        except BaseException:
+            opening.cancel()
+            raise
+    await _join(row, finished, store, output, screen)
+    await asyncio.to_thread(batches.keep_output, row.id, str(output))
+    return Done(finished, output)
+
+
+@asynccontextmanager
+async def _pool(home: Home, ipfs: str, nodes: Sequence[str]) -> AsyncIterator[asyncio.Task[NodePool]]:
+    """Start what is needed to reach nodes while the caller already reads its input; give the pool in the making."""
+    from dim_pipelines.dispatch.node_pool import NodePool
+
+    ready: asyncio.Future[NodePool] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    async def keep() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            addresses = list(nodes)
+            if not addresses:
+                started = await stack.enter_async_context(local_nodes(home, 1, ipfs, prefix="here"))
+                addresses = [node.address for node in started]
+            pool = NodePool(addresses)
+            stack.push_async_callback(pool.close)
+            ready.set_result(pool)
+            await over.wait()
+
+    keeper = asyncio.create_task(keep())
+
+    async def wait() -> NodePool:
+        await asyncio.wait([keeper, ready], return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            await keeper
+        return await ready
+
+    opening = asyncio.create_task(wait())
+    try:
+        yield opening
+    finally:
+        over.set()
+        if not ready.done():
+            keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError, DimError):
+            await keeper
+        opening.cancel()
+
+
+async def _compute(
+    row: BatchRow,
+    models: Sequence[ModelPackage],
+    home: Home,
+    batches: Batches,
+    store: ContentStore,
+    opening: asyncio.Task[NodePool],
+    screen: Screen,
+) -> Finished:
+    from dim_pipelines.content.ingest import ingest
+    from dim_pipelines.dispatch.run import run
+    from dim_pipelines.identity.keys import load_or_create_key
+
+    holder = f"dim on {socket.gethostname()}, process {os.getpid()}"
+    dataset, errors = row.dataset, row.errors
+    if dataset is None:
+        with screen.progress("reading the input") as bar:
+            ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=bar.update)
+        dataset, errors = ingested.dataset, ingested.errors
+        await asyncio.to_thread(batches.keep_dataset, row.id, dataset, errors)
+    with screen.progress("starting the node"):
+        pool = await opening
+    with screen.progress("computing") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.rows_done, progress.rows, f"rows, {progress.shards_done}/{progress.shards} shards")
+
+        return await run(
+            row.batch,
+            dataset,
+            models,
+            source=row.spec.input.uri,
+            errors=errors,
+            store=store,
+            head=batches,
+            pool=pool,
+            key=load_or_create_key(home.user_key),
+            write_ahead=home.write_ahead,
+            progress=show,
+            holder=holder,
+        )
+
+
+async def _join(row: BatchRow, finished: Finished, store: ContentStore, output: Path, screen: Screen) -> None:
+    from dim_pipelines.content.join import join
+
+    with screen.progress("writing the table") as bar:
+        await join(finished.result, finished.dataset, row.spec, store, output, progress=bar.update)
