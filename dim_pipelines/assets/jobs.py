@@ -1,0 +1,118 @@
+"""The jobs: `batch` runs one partition; `new_batch` submits a batch from the UI's launchpad or a command line."""
+
+import time
+from typing import Final, Literal, Optional
+
+import dagster as dg
+from pydantic import Field
+
+from dim_pipelines.assets.dataset import dataset
+from dim_pipelines.assets.failures import to_failure
+from dim_pipelines.assets.partitions import batch_partitions
+from dim_pipelines.assets.report import report
+from dim_pipelines.assets.results import results
+from dim_pipelines.database.engine import Database
+from dim_pipelines.domain.batch import BatchSpec
+from dim_pipelines.errors import DimError
+from dim_pipelines.orchestrator.batches import submit_batch
+from dim_pipelines.orchestrator.dagster_instance import PARTITIONS
+
+DAEMON_SILENT_S: Final = 90.0
+"""A sensor daemon whose last heartbeat is older than this is taken for dead (it beats every 30 s)."""
+
+batch = dg.define_asset_job(
+    "batch",
+    selection=dg.AssetSelection.assets(dataset, results, report),
+    partitions_def=batch_partitions,
+    description="Run one batch: dataset → results → report, with the checks. The partition is the batch's id.",
+)
+
+
+class NewBatch(dg.Config):
+    """What to run. State shard_rows and batch_rows for a result that others can reproduce."""
+
+    model: str = Field(description="The model: its CID, or its name as `dim model list` shows it.")
+    input: str = Field(
+        description="Where the rows are: a path on this machine (Parquet, CSV, a folder of images), "
+        "ipfs://CID, or the CID of a dataset."
+    )
+    name: str = Field(default="batch", description="A short name for people.")
+    columns: Optional[list[str]] = Field(  # noqa: UP045 - Dagster reads Optional only
+        default=None, description="Input columns to keep besides the id; what the model reads when left out."
+    )
+    id_column: Optional[str] = Field(  # noqa: UP045
+        default=None, description="The column that names the rows; the row number when left out."
+    )
+    shard_rows: Optional[int] = Field(  # noqa: UP045
+        default=None, description="Rows per shard, the unit that a node computes at a time; chosen when left out."
+    )
+    batch_rows: Optional[int] = Field(  # noqa: UP045
+        default=None, description="Rows per micro-batch, the unit of the model's call; chosen when left out."
+    )
+    on_row_error: Literal["fail", "dead_letter"] = Field(
+        default="fail", description="What a bad row does: `fail` ends the batch, `dead_letter` sets the row aside."
+    )
+    output: Optional[str] = Field(  # noqa: UP045
+        default=None, description="The file for the joined table; in DIM_HOME/outputs when left out."
+    )
+    output_format: Literal["parquet", "csv"] = Field(default="parquet", description="The joined table's format.")
+
+    def to_spec(self) -> BatchSpec:
+        """Give the batch's spec.
+
+        Raises:
+            InputError: a field is wrong.
+        """
+        plain = {
+            "name": self.name,
+            "models": [self.model],
+            "input": {"uri": self.input, "columns": self.columns, "id_column": self.id_column},
+            "output": {"format": self.output_format},
+            "shard_rows": self.shard_rows,
+            "batch_rows": self.batch_rows,
+            "on_row_error": self.on_row_error,
+        }
+        return BatchSpec.read(plain)
+
+
+@dg.op
+def submit(context: dg.OpExecutionContext, config: NewBatch, database: dg.ResourceParam[Database]) -> str:
+    """Write the batch's row; the sensor `queued_batches` starts its run within seconds where a Dagster daemon runs."""
+    try:
+        row = submit_batch(database, config.to_spec(), output=config.output)
+    except DimError as error:
+        raise to_failure(error) from error
+    # Added here as well as by the sensor, so that the batch can be materialized by hand where there is no daemon.
+    context.instance.add_dynamic_partitions(PARTITIONS, [row.id])
+    command = f"dagster asset materialize --select '*' --partition {row.id} -m dim_pipelines.definitions"
+    if sensors_run(context.instance):
+        following = "The sensor queued_batches starts its run within ten seconds."
+    else:
+        following = f"Queued: no Dagster daemon is running here. Start one (dim up), or run it now: {command}"
+    context.log.info(f"batch {row.id} is queued. {following}")
+    context.add_output_metadata(
+        {
+            "dim/batch": dg.MetadataValue.text(row.id),
+            "dim/state": dg.MetadataValue.text(row.state),
+            "dim/next": dg.MetadataValue.text(following),
+        }
+    )
+    return row.id
+
+
+@dg.job(
+    name="new_batch",
+    description="Submit a batch. It is queued at once; its run appears under the job `batch`.",
+    config=dg.RunConfig(
+        ops={"submit": NewBatch(model="MODEL", input="/path/to/rows.csv", shard_rows=1024, batch_rows=32)}
+    ),
+)
+def new_batch() -> None:
+    """Submit a batch from the launchpad, whose first configuration shows what can be said."""
+    submit()
+
+
+def sensors_run(instance: dg.DagsterInstance) -> bool:
+    """Tell whether a daemon of this instance evaluates sensors."""
+    heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
+    return heartbeat is not None and time.time() - heartbeat.timestamp < DAEMON_SILENT_S

@@ -1,0 +1,97 @@
+"""DAGSTER_HOME of a DIM_HOME: its `dagster.yaml`, and the commands of Dagster's own processes. Imports no Dagster.
+
+`deployment/dagster/dagster.yaml` is the same text, for people who run Dagster themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from dim_pipelines.errors import ConfigurationError
+from dim_pipelines.settings import Home
+
+MARK: Final = "# Written by DIM;"
+"""How a `dagster.yaml` begins that DIM may write again; one without it belongs to its user and is left alone."""
+DEFINITIONS: Final = "dim_pipelines.definitions"
+"""The module that Dagster loads."""
+PARTITIONS: Final = "batches"
+"""The name of the dynamic partitions: one partition per batch, its key is the batch's id."""
+_LOCATION: Final = ("-m", DEFINITIONS, "-a", "defs")
+
+DAGSTER_YAML: Final = f"""\
+{MARK} remove this line to keep your own changes.
+# Storage is SQLite beside this file. https://docs.dagster.io/deployment/oss/oss-instance-configuration
+telemetry:
+  enabled: false
+nux:
+  enabled: false                      # the first visit's dialogue covers the page
+python_logs:
+  managed_python_loggers: [dim_pipelines]
+  python_log_level: WARNING           # a line is a row of the event log, 10 ms: assets log progress
+concurrency:
+  runs:
+    max_concurrent_runs: 4            # a run is a batch, and a batch already spreads over every node
+sensors:
+  use_threads: true                   # a slow sensor delays no other
+  num_workers: 2
+  num_submit_workers: 2
+schedules:
+  use_threads: true
+  num_workers: 2
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 180
+  cancel_timeout_seconds: 60
+  poll_interval_seconds: 10
+retention:
+  sensor:
+    purge_after_days: {{skipped: 1, success: 30, failure: 30, started: 30}}
+  schedule:
+    purge_after_days: {{skipped: 1, success: 30, failure: 30, started: 30}}
+"""
+
+
+def write_dagster_home(home: Home) -> Path:
+    """Make the home's DAGSTER_HOME and its `dagster.yaml`; a file without DIM's mark is kept as it is.
+
+    Returns:
+        The folder, for the environment variable DAGSTER_HOME.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
+    path = home.dagster / "dagster.yaml"
+    try:
+        home.dagster.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_text(encoding="utf-8").startswith(MARK):
+            return home.dagster
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(DAGSTER_YAML, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write {path}: {error.strerror}", hint="choose another folder with DIM_HOME"
+        ) from error
+    return home.dagster
+
+
+def dagster_environment(home: Home) -> dict[str, str]:
+    """Give the variables that Dagster's processes need besides the caller's own."""
+    return {
+        "DAGSTER_HOME": str(home.dagster),
+        "DIM_HOME": str(home.root),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }
+
+
+def webserver_command(port: int, host: str = "127.0.0.1") -> list[str]:
+    """Give the command of the web server. It has no login of its own: do not let it listen beyond this machine."""
+    return [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), *_LOCATION]
+
+
+def daemon_command() -> list[str]:
+    """Give the command of Dagster's daemon, which runs sensors, schedules and the run queue."""
+    return [sys.executable, "-m", "dagster._daemon", "run", *_LOCATION]
