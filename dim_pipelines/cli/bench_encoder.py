@@ -1,9 +1,12 @@
 """The material of `dim bench pipeline`: a text encoder of MiniLM's shape with seeded weights, and the raw loop.
 
 The shape is that of all-MiniLM-L6-v2 (6 layers, width 384, 12 heads, feed-forward 1,536, 30,522 tokens); random
-weights compute exactly as fast as trained ones. The raw loop runs in a process of its own
-(`python -m dim_pipelines.cli.bench_encoder PROGRAM.pt2 ROWS BATCH_ROWS`): it loads the very program that the
-nodes load, with one thread, and for every line on its standard input runs over all rows and writes the seconds.
+weights compute exactly as fast as trained ones. Both parts run in processes of their own, so that the
+benchmark's process stays a client without torch:
+
+- `python -m dim_pipelines.cli.bench_encoder export FOLDER BATCH_ROWS` writes the model package;
+- `… raw PROGRAM.pt2 ROWS BATCH_ROWS` loads the very program that the nodes load, with one thread, and for every
+  line on its standard input runs over all rows and writes the seconds.
 """
 
 from __future__ import annotations
@@ -103,7 +106,8 @@ def _encoder() -> Any:
             x = self.tokens(tokens) + self.positions
             for layer in self.layers:
                 x = layer(x)
-            return x.mean(dim=1)
+            pooled: torch.Tensor = x.mean(dim=1)
+            return pooled
 
     torch.manual_seed(_SEED)
     return Encoder().eval()
@@ -126,7 +130,8 @@ def raw_loop(program: Path, rows: int, batch_rows: int) -> None:
 
     torch.set_num_threads(1)
     module: Any = torch.export.load(program).module()
-    batches = torch.from_numpy(token_rows(rows)).split(batch_rows)
+    tokens: Any = torch.from_numpy(token_rows(rows))
+    batches = tokens.split(batch_rows)
     with torch.inference_mode():
         for batch in batches[:2]:
             module(batch)
@@ -138,4 +143,7 @@ def raw_loop(program: Path, rows: int, batch_rows: int) -> None:
 
 
 if __name__ == "__main__":
-    raw_loop(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1] == "export":
+        write_package(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        raw_loop(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
