@@ -11,8 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-import dim_pipelines
-from dim_pipelines.cli import batch, demo, gc, model, node, up
+from dim_pipelines.cli import batch, bench, demo, gc, model, node, up
 from dim_pipelines.cli.console import Exit, Screen, Trouble
 
 _USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__bases__[0]
@@ -30,7 +29,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"dim {dim_pipelines.__version__}")
+        from importlib.metadata import version
+
+        print(f"dim {version('dim-pipelines')}")
         raise typer.Exit
 
 
@@ -51,6 +52,7 @@ app.add_typer(demo.app, name="demo")
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.command("gc")(gc.gc)
+app.add_typer(bench.app, name="bench")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

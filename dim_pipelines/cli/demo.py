@@ -161,6 +161,7 @@ def _summary(record: dict[str, Any], home: Home, ipfs: str, folder: Path) -> str
         f"{describe(record)}\n"
         f"\nnext:\n"
         f"  {where}dim up{store}                          # Dagster's page, with this run in it\n"
-        f"  {where}dim infer{store} --model digits-cnn --input {folder / 'images'} --id-column path --output digits.csv\n"
+        f"  {where}dim infer{store} --model digits-cnn --id-column path --input {folder / 'images'} \\\n"
+        f"      --output digits.csv\n"
         f"  {where}dim model show digits-cnn{store}"
     )

@@ -157,7 +157,7 @@ def _train(digits: Digits) -> bytes:
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         loss = nn.CrossEntropyLoss()
         for _ in range(_EPOCHS):
-            for chosen in torch.randperm(len(labels)).split(_LEARNING_BATCH):
+            for chosen in torch.split(torch.randperm(len(labels)), _LEARNING_BATCH):
                 optimizer.zero_grad()
                 loss(network(pixels[chosen]), labels[chosen]).backward()
                 optimizer.step()
@@ -180,7 +180,7 @@ def accuracy(digits: Digits, predicted: dict[str, int]) -> float:
         predicted: file name → digit.
     """
     unseen = np.flatnonzero(~digits.trained)
-    right = sum(predicted.get(image_name(position)) == digits.labels[position] for position in unseen.tolist())
+    right = sum(predicted.get(image_name(position)) == int(digits.labels[position]) for position in unseen.tolist())
     return right / len(unseen)
 
 
