@@ -42,20 +42,25 @@ class DelimitedSource:
         notes: remarks for the user.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         """Read the header.
+
+        Args:
+            path: the file.
+            name: what the user calls it, where the path is a temporary one.
 
         Raises:
             InputError: the file is empty, unreadable, not UTF-8, or its header names a column twice.
         """
         self._path = path
+        self._name = name or str(path)
         self.notes: tuple[str, ...] = ()
         header, _ = next(self._records(), ([], 0))
         if not header:
-            raise InputError(f"{path} is empty", hint="the first line of a CSV file names its columns")
+            raise InputError(f"{self._name} is empty", hint="the first line of a CSV file names its columns")
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
-            raise InputError(f"{path}, line 1: the column {twice[0]!r} stands twice")
+            raise InputError(f"{self._name}, line 1: the column {twice[0]!r} stands twice")
         self._header = header
         self.schema = pa.schema([(name, pa.string()) for name in header])
 
@@ -79,20 +84,13 @@ class DelimitedSource:
                 if wrong and wanted[name] is None:
                     row = min(wrong)
                     raise InputError(
-                        f"{self._path}, line {lines.lines[row]}, column {name!r}: {wrong[row]}",
+                        f"{self._name}, line {lines.lines[row]}, column {name!r}: {wrong[row]}",
                         hint=f"the first rows of this column are {type_}",
                     )
                 bad.update({row: f"column {name!r}: {reason}" for row, reason in wrong.items() if row not in bad})
                 arrays.append(array)
             table = pa.Table.from_arrays(arrays, names=list(types))
-            starts, path = lines.lines, str(self._path)
-            yield SourceBatch(
-                lines.first,
-                table,
-                bad,
-                file=lambda row, path=path: path,
-                place=lambda row, path=path, starts=starts: f"{path}, line {starts[row]}",
-            )
+            yield SourceBatch(lines.first, table, bad, (self._name,), "line", lines.lines)
 
     def _lines(self, names: list[str]) -> Iterator[_Lines]:
         positions = [self._header.index(name) for name in names]
@@ -103,7 +101,7 @@ class DelimitedSource:
         for fields, line in records:
             if len(fields) != len(self._header):
                 raise InputError(
-                    f"{self._path}, line {line}: {len(fields)} fields, the header has {len(self._header)}",
+                    f"{self._name}, line {line}: {len(fields)} fields, the header has {len(self._header)}",
                     hint="a comma inside a value must be quoted",
                 )
             for column, position in zip(values, positions, strict=True):
@@ -132,12 +130,12 @@ class DelimitedSource:
                         yield fields, line
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{self._path}, line {_line_that_is_no_text(self._path)}: not UTF-8",
+                f"{self._name}, line {_line_that_is_no_text(self._path)}: not UTF-8",
                 hint="convert the file to UTF-8, for example: iconv -f latin1 -t utf-8 FILE > NEW",
             ) from error
         except csv.Error as error:
             reason = "a quote is never closed" if "unexpected end" in str(error) else str(error)
-            raise InputError(f"{self._path}, line {line}: {reason}") from error
+            raise InputError(f"{self._name}, line {line}: {reason}") from error
         except OSError as error:
             raise unreadable(self._path, error) from error
 
@@ -186,11 +184,10 @@ def _short(text: str) -> str:
 
 
 def _line_that_is_no_text(path: Path) -> int:
-    line = 0
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
             try:
                 raw.decode("utf-8")
             except UnicodeDecodeError:
-                break
-    return line
+                return line
+    return 1

@@ -36,13 +36,18 @@ class ParquetSource:
         notes: remarks for the user.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         """Read the footer.
+
+        Args:
+            path: the file.
+            name: what the user calls it, where the path is a temporary one.
 
         Raises:
             InputError: the file is empty, unreadable or no Parquet.
         """
         self._path = path
+        self._name = name or str(path)
         self.notes: tuple[str, ...] = ()
         with self._open() as file:
             self.schema: pa.Schema = file.schema_arrow
@@ -53,14 +58,14 @@ class ParquetSource:
         Raises:
             InputError: the file is broken.
         """
-        first, path = 0, str(self._path)
+        first, path = 0, self._name
         with self._open() as file:
             try:
                 for batch in file.iter_batches(BATCH_ROWS, columns=list(wanted), use_threads=False):
                     table = pa.Table.from_batches([batch]).select(list(wanted))
-                    yield SourceBatch(
-                        first, table, {}, lambda row: path, lambda row, first=first: f"{path}, row {first + row}"
-                    )
+                    table.validate(full=True)  # a text that is not UTF-8 must not reach a shard
+                    numbers = range(first, first + batch.num_rows)
+                    yield SourceBatch(first, table, {}, (path,), "row", numbers)
                     first += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{path} is broken after row {first}: {_line(error)}") from error
@@ -68,10 +73,10 @@ class ParquetSource:
     def _open(self) -> pq.ParquetFile:
         try:
             if self._path.stat().st_size == 0:
-                raise InputError(f"{self._path} is empty")
+                raise InputError(f"{self._name} is empty")
             return pq.ParquetFile(self._path, pre_buffer=False)
         except pa.ArrowException as error:
-            raise InputError(f"{self._path} is not a Parquet file: {_line(error)}") from error
+            raise InputError(f"{self._name} is not a Parquet file: {_line(error)}") from error
         except OSError as error:
             raise unreadable(self._path, error) from error
 
@@ -91,25 +96,27 @@ class ImageSource:
 
         Args:
             path: the folder or the file.
-            name: what to call the one file, when it is not its own name.
+            name: what the user calls it, where the path is a temporary one.
 
         Raises:
             InputError: nothing is there, or no file has the name of an image.
         """
-        self._path = path
+        self._name = name or str(path)
         self.notes: tuple[str, ...] = ()
         if not path.is_dir():
             self._folder, self._files = path.parent, [path.name]
             self._names = [name or path.name]
+            self._places = [self._name]
             return
         files, passed = _listed(path)
         if not files:
             known = ", ".join(sorted(SUFFIXES))
             found = f" (it has {_counted(passed)})" if passed else ""
-            raise InputError(f"the folder {path} holds no images{found}", hint=f"images end in {known}")
+            raise InputError(f"the folder {self._name} holds no images{found}", hint=f"images end in {known}")
         if passed:
-            self.notes = (f"{sum(passed.values())} files are not images by their names: {_counted(passed)}",)
+            self.notes = (f"passed over, not images by their names: {_counted(passed)}",)
         self._folder, self._files, self._names = path, files, files
+        self._places = [f"{self._name.rstrip('/')}/{file}" for file in files]
 
     def batches(self, wanted: Mapping[str, pa.DataType | None]) -> Iterator[SourceBatch]:
         """Read the wanted columns; a file that is too large or cannot be read is a bad row.
@@ -161,8 +168,7 @@ class ImageSource:
     ) -> SourceBatch:
         columns = {PATH_COLUMN: pa.array(names, pa.string()), IMAGE_COLUMN: pa.array(contents, pa.binary())}
         table = pa.table({name: columns[name] for name in wanted})
-        places = [str(self._folder / file) for file in self._files[first : first + len(names)]]
-        return SourceBatch(first, table, bad, places.__getitem__, places.__getitem__)
+        return SourceBatch(first, table, bad, self._places[first : first + len(names)])
 
 
 def open_path(path: Path, format_: InputFormat | None, name: str | None = None) -> Source:
@@ -182,9 +188,9 @@ def open_path(path: Path, format_: InputFormat | None, name: str | None = None) 
     if path.is_dir() and format_ != "images":
         raise InputError(f"{path} is a folder, {format_} is read from a file", hint="name one file of the folder")
     if format_ == "parquet":
-        return ParquetSource(path)
+        return ParquetSource(path, name)
     if format_ == "csv":
-        return DelimitedSource(path)
+        return DelimitedSource(path, name)
     if format_ == "images":
         return ImageSource(path, name)
     raise InputError(f"{path} is not a dataset", hint="format 'dataset' goes with the CID of a dataset")

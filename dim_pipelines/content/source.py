@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import pyarrow as pa
 
@@ -25,15 +25,25 @@ class SourceBatch:
         first: number of the first row; the first row of the input is 0.
         table: the wanted columns, in the order in which they were wanted.
         bad: position in this batch → why the row could not be read; such a row holds nulls.
-        file: position in this batch → the file the row is in.
-        place: position in this batch → the file and line, or whatever leads a person to the row.
+        files: the one file all rows are in, or the file of each row.
+        word: what `numbers` count in the file: `line` or `row`; nothing where a file is one row.
+        numbers: position in this batch → the row's number in the file.
     """
 
     first: int
     table: pa.Table
     bad: dict[int, str]
-    file: Callable[[int], str]
-    place: Callable[[int], str]
+    files: Sequence[str]
+    word: Literal["line", "row", ""] = ""
+    numbers: Sequence[int] = ()
+
+    def file(self, row: int) -> str:
+        """Name the file of a row."""
+        return self.files[row] if len(self.files) > 1 else self.files[0]
+
+    def place(self, row: int) -> str:
+        """Say where a row is, for a person."""
+        return f"{self.file(row)}, {self.word} {self.numbers[row]}" if self.word else self.file(row)
 
 
 class Source(Protocol):

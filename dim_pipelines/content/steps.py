@@ -129,7 +129,8 @@ def postprocess_steps(steps: Sequence[Step]) -> list[PostOp]:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Give a hint that names the nearest known name, or all of them (up to twenty)."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = [other for other in known if other.lower() == name.lower()]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"there is: {', '.join(list(known)[:20])}"
 
 
