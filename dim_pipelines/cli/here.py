@@ -6,24 +6,21 @@ The steps and the row are the same as those of Dagster's assets; only who calls 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dim_pipelines.cli.local import OWNER, local_nodes
-from dim_pipelines.errors import ConfigurationError, DimError
+from dim_pipelines.cli.local import OWNER, LocalNodes
+from dim_pipelines.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from dim_pipelines.cli.console import Screen
     from dim_pipelines.content.models import ModelPackage
     from dim_pipelines.content.store import ContentStore
     from dim_pipelines.dispatch.head import Finished, Progress
-    from dim_pipelines.dispatch.node_pool import NodePool
     from dim_pipelines.orchestrator.batches import Batches, BatchRow
     from dim_pipelines.settings import Home
 
@@ -100,54 +97,36 @@ async def run_here(
     from dim_pipelines.content.models import find_model
 
     models = [await find_model(use.model, store, OWNER) for use in row.spec.models]
-    async with _pool(home, ipfs, nodes) as opening:
-        try:
-            finished = await _compute(row, models, home, batches, store, opening, screen)
-        except BaseException:
-            opening.cancel()
-            raise
+    # The node's process starts while the input is read; whichever ends first, both end with this block.
+    local = LocalNodes(home, 1, ipfs, prefix="here")
+    starting = asyncio.create_task(local.start()) if not nodes else None
+    try:
+        row = await _read(row, models, batches, store, screen)
+        if starting is not None:
+            with screen.progress("starting the node"):
+                nodes = [node.address for node in await starting]
+        finished = await _compute(row, models, home, batches, store, nodes, screen)
+    finally:
+        if starting is not None:
+            starting.cancel()
+        await local.stop()
     await _join(row, finished, store, output, screen)
     await asyncio.to_thread(batches.keep_output, row.id, str(output))
     return Done(finished, output)
 
 
-@asynccontextmanager
-async def _pool(home: Home, ipfs: str, nodes: Sequence[str]) -> AsyncIterator[asyncio.Task[NodePool]]:
-    """Start what is needed to reach nodes while the caller already reads its input; give the pool in the making."""
-    from dim_pipelines.dispatch.node_pool import NodePool
+async def _read(
+    row: BatchRow, models: Sequence[ModelPackage], batches: Batches, store: ContentStore, screen: Screen
+) -> BatchRow:
+    """Make the dataset, unless an earlier run of the batch has made it."""
+    from dim_pipelines.content.ingest import ingest
 
-    ready: asyncio.Future[NodePool] = asyncio.get_running_loop().create_future()
-    over = asyncio.Event()
-
-    async def keep() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            addresses = list(nodes)
-            if not addresses:
-                started = await stack.enter_async_context(local_nodes(home, 1, ipfs, prefix="here"))
-                addresses = [node.address for node in started]
-            pool = NodePool(addresses)
-            stack.push_async_callback(pool.close)
-            ready.set_result(pool)
-            await over.wait()
-
-    keeper = asyncio.create_task(keep())
-
-    async def wait() -> NodePool:
-        await asyncio.wait([keeper, ready], return_when=asyncio.FIRST_COMPLETED)
-        if not ready.done():
-            await keeper
-        return await ready
-
-    opening = asyncio.create_task(wait())
-    try:
-        yield opening
-    finally:
-        over.set()
-        if not ready.done():
-            keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError, DimError):
-            await keeper
-        opening.cancel()
+    if row.dataset is not None:
+        return row
+    with screen.progress("reading the input") as bar:
+        ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=bar.update)
+    await asyncio.to_thread(batches.keep_dataset, row.id, ingested.dataset, ingested.errors)
+    return await asyncio.to_thread(batches.get, row.id, owner=OWNER)
 
 
 async def _compute(
@@ -156,41 +135,37 @@ async def _compute(
     home: Home,
     batches: Batches,
     store: ContentStore,
-    opening: asyncio.Task[NodePool],
+    nodes: Sequence[str],
     screen: Screen,
 ) -> Finished:
-    from dim_pipelines.content.ingest import ingest
+    from dim_pipelines.dispatch.node_pool import NodePool
     from dim_pipelines.dispatch.run import run
     from dim_pipelines.identity.keys import load_or_create_key
 
-    holder = f"dim on {socket.gethostname()}, process {os.getpid()}"
-    dataset, errors = row.dataset, row.errors
-    if dataset is None:
-        with screen.progress("reading the input") as bar:
-            ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=bar.update)
-        dataset, errors = ingested.dataset, ingested.errors
-        await asyncio.to_thread(batches.keep_dataset, row.id, dataset, errors)
-    with screen.progress("starting the node"):
-        pool = await opening
-    with screen.progress("computing") as bar:
+    assert row.dataset is not None
+    pool = NodePool(nodes)
+    try:
+        with screen.progress("computing") as bar:
 
-        def show(progress: Progress) -> None:
-            bar.update(progress.rows_done, progress.rows, f"rows, {progress.shards_done}/{progress.shards} shards")
+            def show(progress: Progress) -> None:
+                bar.update(progress.rows_done, progress.rows, f"rows, {progress.shards_done}/{progress.shards} shards")
 
-        return await run(
-            row.batch,
-            dataset,
-            models,
-            source=row.spec.input.uri,
-            errors=errors,
-            store=store,
-            head=batches,
-            pool=pool,
-            key=load_or_create_key(home.user_key),
-            write_ahead=home.write_ahead,
-            progress=show,
-            holder=holder,
-        )
+            return await run(
+                row.batch,
+                row.dataset,
+                models,
+                source=row.spec.input.uri,
+                errors=row.errors,
+                store=store,
+                head=batches,
+                pool=pool,
+                key=load_or_create_key(home.user_key),
+                write_ahead=home.write_ahead,
+                progress=show,
+                holder=f"dim on {socket.gethostname()}, process {os.getpid()}",
+            )
+    finally:
+        await pool.close()
 
 
 async def _join(row: BatchRow, finished: Finished, store: ContentStore, output: Path, screen: Screen) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -100,41 +100,59 @@ def node_homes(home: Home, count: int) -> Iterator[list[Path]]:
             os.close(lock)
 
 
-@asynccontextmanager
-async def local_nodes(
-    home: Home, count: int, ipfs: str, *, prefix: str = "node"
-) -> AsyncIterator[Sequence[NodeProcess]]:
-    """Run `count` node daemons, each in a home of its own, that trust this home's user key.
+class LocalNodes:
+    """Node daemons that live as long as a command: each in a home of its own, all trusting the home's user key."""
 
-    Args:
-        home: the home whose batches the nodes take.
-        count: how many.
-        ipfs: `embedded` or the address of a Kubo.
-        prefix: the nodes' names are this and a number.
+    def __init__(self, home: Home, count: int, ipfs: str, *, prefix: str) -> None:
+        """Say which nodes; nothing is started yet.
 
-    Raises:
-        DimError: a node did not start.
-    """
-    from dim_pipelines.identity.keys import format_public_key, load_or_create_key, public_bytes
+        Args:
+            home: the home whose batches the nodes take.
+            count: how many.
+            ipfs: `embedded` or the address of a Kubo.
+            prefix: the nodes' names are this and a number.
+        """
+        self._home = home
+        self._count = count
+        self._ipfs = ipfs
+        self._prefix = prefix
+        self._folders = ExitStack()
+        self._starting: list[asyncio.Task[NodeProcess]] = []
 
-    trusted = format_public_key(public_bytes(load_or_create_key(home.user_key)))
-    async with AsyncExitStack() as stack:
-        folders = stack.enter_context(node_homes(home, count))
-        nodes: list[NodeProcess] = []
-        stack.push_async_callback(_stop, nodes)
-        starting = [
-            asyncio.to_thread(_start, nodes, folder, f"{prefix}-{number}", trusted, ipfs)
-            for number, folder in enumerate(folders, start=1)
-        ]
-        await asyncio.gather(*starting)
-        yield sorted(nodes, key=lambda node: node.name)
+    async def start(self) -> list[NodeProcess]:
+        """Start them all and return when each is ready.
+
+        Raises:
+            DimError: one did not start.
+        """
+        from dim_pipelines.identity.keys import format_public_key, load_or_create_key, public_bytes
+
+        trusted = format_public_key(public_bytes(load_or_create_key(self._home.user_key)))
+        folders = self._folders.enter_context(node_homes(self._home, self._count))
+        for number, folder in enumerate(folders, start=1):
+            one = asyncio.to_thread(_start_node, folder, f"{self._prefix}-{number}", trusted, self._ipfs)
+            self._starting.append(asyncio.create_task(one))
+        return [await asyncio.shield(starting) for starting in self._starting]
+
+    async def stop(self) -> None:
+        """Stop those that were started, also those that are just starting; returns when they have ended."""
+        started = await asyncio.gather(*self._starting, return_exceptions=True)
+        nodes = [node for node in started if not isinstance(node, BaseException)]
+        await asyncio.gather(*(asyncio.to_thread(node.stop) for node in nodes))
+        self._folders.close()
 
 
-def _start(nodes: list[NodeProcess], folder: Path, name: str, trusted: str, ipfs: str) -> None:
+def _start_node(folder: Path, name: str, trusted: str, ipfs: str) -> NodeProcess:
     from dim_pipelines.node.process import NodeProcess
 
-    nodes.append(NodeProcess.start(folder, name=name, trust=[trusted], ipfs=ipfs))
+    return NodeProcess.start(folder, name=name, trust=[trusted], ipfs=ipfs)
 
 
-async def _stop(nodes: list[NodeProcess]) -> None:
-    await asyncio.gather(*(asyncio.to_thread(node.stop) for node in nodes), return_exceptions=True)
+@asynccontextmanager
+async def local_nodes(home: Home, count: int, ipfs: str, *, prefix: str) -> AsyncIterator[list[NodeProcess]]:
+    """Run local nodes while the block runs; arguments and errors as of `LocalNodes`."""
+    nodes = LocalNodes(home, count, ipfs, prefix=prefix)
+    try:
+        yield await nodes.start()
+    finally:
+        await nodes.stop()

@@ -12,7 +12,7 @@ from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
 from dim_pipelines.cli.local import OWNER, IpfsOption, content_store
 
 if TYPE_CHECKING:
-    from dim_pipelines.content.models import ModelPackage
+    from dim_pipelines.content.models import ListedModel, ModelPackage
 
 app = typer.Typer(help="Model packages: add, list, show, verify.", no_args_is_help=True)
 
@@ -49,24 +49,27 @@ async def _add(path: Path, ipfs: str) -> ModelPackage:
 def list_(ipfs: IpfsOption = "", as_json: JsonFlag = False, debug: DebugFlag = False) -> int:
     """List the models of this home."""
     screen = Screen(as_json, debug)
-    packages = asyncio.run(_list(ipfs))
-    if not packages and not as_json:
+    models = asyncio.run(_list(ipfs))
+    if not models and not as_json:
         screen.say("no models yet: dim model add FOLDER")
         return Exit.DONE
-    rows = [
-        (package.description.name, package.description.version, package.description.engine, package.cid)
-        for package in packages
+    engines = [model.description.engine if model.description else model.problem for model in models]
+    rows = [(model.name, model.version, engine, model.cid) for model, engine in zip(models, engines, strict=True)]
+    records = [
+        {"name": model.name, "version": model.version, "cid": str(model.cid), "owner": model.owner}
+        | ({"engine": model.description.engine} if model.description else {"problem": model.problem})
+        for model in models
     ]
-    screen.table(("name", "version", "engine", "cid"), rows, {"models": [_record(package) for package in packages]})
+    screen.table(("name", "version", "engine", "cid"), rows, {"models": records})
     return Exit.DONE
 
 
-async def _list(ipfs: str) -> list[ModelPackage]:
+async def _list(ipfs: str) -> list[ListedModel]:
     from dim_pipelines.content.models import list_models
     from dim_pipelines.settings import Home
 
     async with content_store(Home.at(), ipfs) as store:
-        return list(await list_models(store, OWNER))
+        return await list_models(store)
 
 
 @app.command("show")

@@ -32,15 +32,19 @@ def up(
     """Run nodes, Dagster's page and Dagster's daemon here until Ctrl-C.
 
     A program that ends by itself is reported and started again once; when it ends again, everything ends.
-    With --json it prints one object as soon as everything answers.
+    With --json it prints one object as soon as everything answers. Ctrl-C and SIGTERM are its proper end (exit code 0).
     """
     screen = Screen(as_json, debug)
-    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
-        asyncio.run(_up(nodes, ipfs, port, screen))
-    return Exit.INTERRUPTED
+    ready = asyncio.Event()
+    try:
+        asyncio.run(_up(nodes, ipfs, port, screen, ready))
+    except KeyboardInterrupt:
+        if not ready.is_set():
+            raise
+    return Exit.DONE
 
 
-async def _up(count: int, ipfs: str, port: int, screen: Screen) -> None:
+async def _up(count: int, ipfs: str, port: int, screen: Screen, ready: asyncio.Event) -> None:
     from dim_pipelines.cli.supervise import supervise
     from dim_pipelines.orchestrator.running import Running, announce
     from dim_pipelines.settings import Home
@@ -49,11 +53,11 @@ async def _up(count: int, ipfs: str, port: int, screen: Screen) -> None:
     _check_port(port)
     page = f"http://127.0.0.1:{port}"
     async with contextlib.AsyncExitStack() as stack:
+        tell = stack.enter_context(announce(home))
         address = await stack.enter_async_context(ipfs_address(home, ipfs))
         with screen.progress("starting nodes"):
-            running = await stack.enter_async_context(local_nodes(home, count, address))
+            running = await stack.enter_async_context(local_nodes(home, count, address, prefix="node"))
         addresses = tuple(node.address for node in running)
-        stack.enter_context(announce(home, Running(os.getpid(), address, page, addresses)))
         children = _dagster(home, port, address)
         try:
             with screen.progress("starting Dagster"):
@@ -61,8 +65,9 @@ async def _up(count: int, ipfs: str, port: int, screen: Screen) -> None:
                     await child.start()
                 for child in children:
                     await child.wait_ready(_START_S)
-            shown = {node.name: node.address for node in running}
-            _say_ready(screen, home, page, address, shown)
+            tell(Running(os.getpid(), address, page, addresses))
+            _say_ready(screen, home, page, address, {node.name: node.address for node in running})
+            ready.set()
             await supervise(children, screen.warn)
         finally:
             screen.say("stopping")

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -35,8 +35,8 @@ class Running:
 
 
 @contextmanager
-def announce(home: Home, running: Running) -> Iterator[None]:
-    """Tell what runs for as long as the block does.
+def announce(home: Home) -> Iterator[Callable[[Running], None]]:
+    """Be the one `dim up` of a home while the block runs; the block says what runs by calling what it is given.
 
     Raises:
         ConfigurationError: another process has announced itself for this home, or the home cannot be written.
@@ -56,11 +56,15 @@ def announce(home: Home, running: Running) -> Iterator[None]:
             raise ConfigurationError(
                 f"dim up runs already for {home.root}{whom}", hint="use that one, or another folder with DIM_HOME"
             ) from error
-        fresh = path.with_name(f".up.json.{os.getpid()}")
-        fresh.write_text(json.dumps(asdict(running)), encoding="utf-8")
-        fresh.replace(path)
+
+        def tell(running: Running) -> None:
+            fresh = path.with_name(f".up.json.{os.getpid()}")
+            fresh.write_text(json.dumps(asdict(running)), encoding="utf-8")
+            fresh.replace(path)
+
+        path.unlink(missing_ok=True)  # left by one that was killed
         try:
-            yield
+            yield tell
         finally:
             path.unlink(missing_ok=True)
     finally:
