@@ -5,6 +5,8 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/.venv/bin:$(PATH)
+# A clone keeps its state beside the code, so that removing the folder removes everything.
+export DIM_HOME ?= $(CURDIR)/.dim
 
 .PHONY: help setup demo up test coverage lint format types protos tools bench soak docs constraints clean
 
@@ -52,7 +54,8 @@ bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch
 soak: setup  ## the tests of the floors that must not waver, ten times over
 	@for round in {1..10}; do echo "round $$round"; python -m pytest -q tests/contracts tests/integration; done
 
-docs: setup  ## checks that every link of the documentation leads somewhere and that its formats page is current
+docs: setup  ## writes the command reference, and checks that the documentation is true
+	@python deployment/scripts/cli_reference.py
 	@python -m pytest -q tests/unit/docs
 
 constraints:  ## writes constraints.txt from what .venv holds
