@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from dim_pipelines.cli.bench import Figure
 from dim_pipelines.cli.bench_encoder import LENGTH, TOKENS, token_rows, token_table
 from dim_pipelines.cli.bench_load import LoadMeter
-from dim_pipelines.cli.bench_stream import TASKS, measure_stream
 
 
 @pytest.mark.parametrize(
@@ -43,9 +41,3 @@ def test_the_meter_tells_own_work_and_that_of_children_from_others() -> None:
     load = meter.look()
     assert 0.05 <= load.own_cpu_s <= load.seconds * 64
     assert 0.0 <= load.others <= 1.0
-
-
-async def test_descriptors_travel_between_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TASKS >= 10_000
-    monkeypatch.setattr("dim_pipelines.cli.bench_stream.TASKS", 500)
-    assert await measure_stream(tmp_path / "s.sock") > 0
