@@ -42,6 +42,7 @@ class Task:
         inputs: CIDs of the input shards.
         input_rows: rows of the input.
         attempt: 1 for the first try; a hedge copy counts as an attempt.
+        deadline_ms: Unix time in milliseconds after which nobody wants the output; 0: none.
     """
 
     shard: int
@@ -49,6 +50,7 @@ class Task:
     inputs: tuple[Cid, ...]
     input_rows: int
     attempt: int = 1
+    deadline_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

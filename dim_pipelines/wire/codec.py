@@ -27,7 +27,12 @@ def cid_from_wire(raw: bytes) -> Cid:
 def task_to_wire(task: Task) -> node_pb2.Task:
     """Write a task."""
     return node_pb2.Task(
-        shard=task.shard, step=task.step, inputs=task.inputs, input_rows=task.input_rows, attempt=task.attempt
+        shard=task.shard,
+        step=task.step,
+        inputs=task.inputs,
+        input_rows=task.input_rows,
+        attempt=task.attempt,
+        deadline_ms=task.deadline_ms,
     )
 
 
@@ -40,7 +45,7 @@ def task_from_wire(message: node_pb2.Task) -> Task:
     if not message.inputs:
         raise ProtocolError(f"a task of shard {message.shard} has no input")
     inputs = tuple([cid_from_wire(raw) for raw in message.inputs])
-    return Task(message.shard, message.step, inputs, message.input_rows, message.attempt)
+    return Task(message.shard, message.step, inputs, message.input_rows, message.attempt, message.deadline_ms)
 
 
 def usage_to_wire(usage: Usage) -> node_pb2.Usage:

@@ -1,0 +1,340 @@
+"""The node daemon: put together, started, drained.
+
+`serve` is the whole life of a daemon: lock the home, open the store, start the engine processes, listen,
+announce, and on SIGTERM or SIGINT drain and end. A second signal ends it at once; the engine processes
+die with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from dim_pipelines.content.open import open_store
+from dim_pipelines.content.shards import MAX_SHARD_BYTES
+from dim_pipelines.domain.node import Device, NodeDescription
+from dim_pipelines.errors import ConfigurationError
+from dim_pipelines.identity.keys import format_public_key, load_or_create_key, parse_public_key, public_bytes
+from dim_pipelines.identity.trust import Trust, load_trust
+from dim_pipelines.node import confinement
+from dim_pipelines.node.admission import DeviceMemory
+from dim_pipelines.node.blocks import BlockServicer
+from dim_pipelines.node.engine_host import EngineConfig, EngineHost, Hello
+from dim_pipelines.node.epochs import Epochs
+from dim_pipelines.node.model_cache import ModelCache
+from dim_pipelines.node.plans import PlanReader
+from dim_pipelines.node.runner import Runner
+from dim_pipelines.node.service import NodeParts, NodeServicer
+from dim_pipelines.settings import Home
+from dim_pipelines.telemetry.metrics import MetricsServer, NodeMetrics, RpcMetrics
+from dim_pipelines.wire.channel import Address
+from dim_pipelines.wire.server import RpcServer
+from dim_pipelines.wire.v1 import blocks_pb2, blocks_pb2_grpc, node_pb2, node_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+NODE_FILE: Final = "node.json"
+"""In the home's `node` folder while a daemon runs: its name, address, process id, key and metrics address."""
+DRAIN_S: Final = 60.0
+"""How long a drain by signal waits for running tasks."""
+_CPU_SHARE: Final = 0.6
+_CUDA_SHARE: Final = 0.9
+_PROCESS_BYTES: Final = 2 << 30  # what an engine process needs besides its models: libraries, buffers, outputs
+_UNIX_LIMIT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """How to run a daemon.
+
+    Attributes:
+        home: its state; one daemon per home.
+        name: for people, unique within a pool; the machine's name when empty.
+        listen: `unix:PATH` or a loopback `HOST:PORT`; a socket in the home when empty.
+        ipfs: the content store (see `content/open`).
+        public: allow a Kubo that is not shown to be private.
+        engine_threads: compute threads of an engine process; part of the numerics class.
+        devices: `cpu`, `cuda:0`…; all of one numerics class.
+        engines: the engines to offer.
+        trust: further keys (`ed25519:…`) whose batches are run and whose models are loaded.
+        metrics_port: port of `/metrics` on 127.0.0.1, 0 for a free one; None: not served.
+        cache_bytes: budget of models on the disk.
+        device_bytes: budget of models per device; a share of its memory when 0.
+        task_timeout_s: the longest a task may take.
+        parent: a descriptor that ends when the parent process does; the daemon ends then, too.
+    """
+
+    home: Home
+    name: str = ""
+    listen: str = ""
+    ipfs: str = "embedded"
+    public: bool = False
+    engine_threads: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    engines: tuple[str, ...] = ("torch", "echo")
+    trust: tuple[str, ...] = ()
+    metrics_port: int | None = 0
+    cache_bytes: int = 20 << 30
+    device_bytes: int = 0
+    task_timeout_s: float = 600.0
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """What a daemon announces once it serves; also the content of `node.json`.
+
+    Attributes:
+        address: for `open_channel`.
+        key: the node's public key, `ed25519:…`.
+        metrics: URL of `/metrics`; empty when it is not served.
+    """
+
+    name: str
+    address: str
+    pid: int
+    key: str
+    metrics: str
+
+
+async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> None:
+    """Run a daemon until SIGTERM or SIGINT has drained it; a second signal ends the process at once.
+
+    Args:
+        config: how.
+        ready: called once when it serves and `node.json` is written.
+
+    Raises:
+        ConfigurationError: the address is in use or not local, the home has a daemon already, a key is malformed.
+        EngineFailed: an engine process does not start.
+        ContentUnavailable: the content store does not answer.
+    """
+    home = config.home
+    name = config.name or socket.gethostname()
+    address = str(Address.parse(config.listen)) if config.listen else _home_address(home)
+    async with AsyncExitStack() as stack:
+        stopping = stack.enter_context(_stopping(config.parent))
+        stack.enter_context(_locked(home.node))
+        trust = _trust(home, config.trust)
+        key = public_bytes(load_or_create_key(home.node_key))
+        registry = CollectorRegistry()
+        metrics = NodeMetrics(registry)
+        store = await open_store(config.ipfs, home, public=config.public)
+        stack.push_async_callback(store.close)
+        cache = ModelCache(home.node / "models", config.cache_bytes)
+        metrics.cache_bytes.set(cache.bytes)
+        epochs = Epochs(home.node / "epochs.db")
+        stack.callback(epochs.close)
+
+        confined = not (why := confinement.unavailable())
+        if why:
+            log.warning(
+                "models are not confined here (%s): programs run only when this home's own key signed them", why
+            )
+        hosts = [EngineHost(_engine(config, device, confined)) for device in config.devices]
+        for host in hosts:
+            stack.push_async_callback(host.kill)
+        hellos = [await host.start() for host in hosts]
+        numerics = _numerics(config.devices, hellos)
+        devices = tuple(_device(device, hello) for device, hello in zip(config.devices, hellos, strict=True))
+        budgets = [config.device_bytes or _budget(device) for device in devices]
+        runners = [
+            Runner(device.id, host, DeviceMemory(budget), metrics, task_timeout_s=config.task_timeout_s)
+            for device, host, budget in zip(devices, hosts, budgets, strict=True)
+        ]
+        for runner in runners:
+            metrics.engine_starts.labels(runner.device).inc()
+            await stack.enter_async_context(_looping(runner))
+        description = NodeDescription(name, key, _version(), devices, numerics, store.swarm, MAX_SHARD_BYTES)
+        own = public_bytes(load_or_create_key(home.user_key))
+        publishers = trust.publishers if confined else frozenset({own})
+        service = NodeServicer(
+            NodeParts(
+                name, store, cache, PlanReader(store, cache, publishers), runners, epochs, trust.submitters, numerics,
+                metrics, lambda: description,
+            )
+        )  # fmt: skip
+
+        def register(server: grpc.aio.Server) -> Sequence[str]:
+            node_pb2_grpc.add_NodeServiceServicer_to_server(service, server)
+            blocks_pb2_grpc.add_BlockServiceServicer_to_server(BlockServicer(store, metrics), server)
+            files = (node_pb2.DESCRIPTOR, blocks_pb2.DESCRIPTOR)
+            return [each.full_name for file in files for each in file.services_by_name.values()]
+
+        server = await RpcServer.start(
+            address, register, RpcMetrics(registry), unbounded=frozenset({"/dim.v1.NodeService/Drain"})
+        )
+        stack.push_async_callback(server.stop, 0.5)
+        shown = ""
+        if config.metrics_port is not None:
+            exporter = MetricsServer(registry, config.metrics_port)
+            stack.push_async_callback(asyncio.to_thread, exporter.close)
+            shown = exporter.address
+        announced = NodeAddress(name, server.address, os.getpid(), format_public_key(key), shown)
+        stack.enter_context(_announced(home.node / NODE_FILE, announced))
+        ready(announced)
+        await stopping.wait()
+        log.info("draining")
+        await server.serving(False)
+        finished, handed_back = await service.drain(DRAIN_S if stopping.patient else 0.5)
+        log.info("drained: %d tasks finished, %d handed back", finished, handed_back)
+
+
+class _Stop:
+    """Set by the first signal (patient) or by the parent's end (not)."""
+
+    def __init__(self) -> None:
+        self.patient = True
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+    def signalled(self) -> None:
+        if self._event.is_set():
+            os._exit(130)  # the second signal: the person wants it gone, and the kernel ends the engines
+        self._event.set()
+
+    def orphaned(self) -> None:
+        self.patient = False
+        self._event.set()
+
+
+@contextmanager
+def _stopping(parent: int | None) -> Iterator[_Stop]:
+    loop, stop = asyncio.get_running_loop(), _Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.signalled)
+
+    def gone() -> None:
+        assert parent is not None
+        loop.remove_reader(parent)  # nothing is ever written to it: readable means closed
+        stop.orphaned()
+
+    if parent is not None:
+        loop.add_reader(parent, gone)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        if parent is not None:
+            loop.remove_reader(parent)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the home for this daemon; the kernel lets go when the process ends, however it ends."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"a node daemon runs in {folder.parent} already", hint="give each daemon its own --home"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _announced(path: Path, address: NodeAddress) -> Iterator[None]:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(asdict(address)) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def _looping(runner: Runner) -> AsyncIterator[None]:
+    loop = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+
+
+def _home_address(home: Home) -> str:
+    """Give a socket in the home; a free port where the path is too long for one."""
+    path = home.node / "node.sock"
+    return f"unix:{path}" if len(os.fsencode(path)) <= _UNIX_LIMIT else "127.0.0.1:0"
+
+
+def _trust(home: Home, further: Sequence[str]) -> Trust:
+    """Give whom the node trusts: `trusted.yaml`, the home's own user key, and the keys of the command line."""
+    trust = load_trust(home.trusted).including(public_bytes(load_or_create_key(home.user_key)))
+    for text in further:
+        trust = trust.including(parse_public_key(text))
+    return trust
+
+
+def _engine(config: NodeConfig, device: str, confine: bool) -> EngineConfig:
+    home, cpu = config.home, device == "cpu"
+    if not cpu and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise ConfigurationError(f"not a device: {device!r}", hint="it is cpu, or cuda:0, cuda:1 …")
+    return EngineConfig(
+        device=device,
+        engines=config.engines,
+        threads=config.engine_threads,
+        models=home.node / "models",
+        scratch=home.node / "scratch" / device.replace(":", "-"),
+        secrets=(home.node_key, home.user_key, home.trusted, home.root / "dim.db"),
+        memory_bytes=config.device_bytes + _PROCESS_BYTES if cpu and config.device_bytes else 0,
+        confine=confine,
+    )
+
+
+def _numerics(devices: Sequence[str], hellos: Sequence[Hello]) -> dict[str, str]:
+    """Give the engines that all devices offer in one numerics class.
+
+    Raises:
+        ConfigurationError: there is none, or the devices differ.
+    """
+    first = hellos[0].numerics
+    for device, hello in zip(devices, hellos, strict=True):
+        for engine, why in hello.missing.items():
+            log.warning("device %s offers no engine %s: %s", device, engine, why)
+        if hello.numerics != first:
+            raise ConfigurationError(
+                f"{devices[0]} and {device} compute in different numerics classes", hint="run one daemon for each kind"
+            )
+    if not first:
+        raise ConfigurationError("no engine can be imported", hint="pip install 'dim-pipelines[node]'")
+    return first
+
+
+def _device(device: str, hello: Hello) -> Device:
+    return Device(device, device.partition(":")[0], hello.device_name, hello.memory_bytes)
+
+
+def _budget(device: Device) -> int:
+    return int(device.memory_bytes * (_CPU_SHARE if device.kind == "cpu" else _CUDA_SHARE))
+
+
+def _version() -> str:
+    try:
+        return version("dim-pipelines")
+    except PackageNotFoundError:
+        return "0"
