@@ -94,25 +94,26 @@ class DelimitedSource:
 
     def _lines(self, names: list[str]) -> Iterator[_Lines]:
         positions = [self._header.index(name) for name in names]
+        width = len(self._header)
         records = self._records()
         next(records)
-        first, size, lines = 0, 0, list[int]()
-        values: list[list[str]] = [[] for _ in names]
+        first, size = 0, 0
+        rows: list[list[str]] = []
+        lines: list[int] = []
         for fields, line in records:
-            if len(fields) != len(self._header):
+            if len(fields) != width:
                 raise InputError(
-                    f"{self._name}, line {line}: {len(fields)} fields, the header has {len(self._header)}",
+                    f"{self._name}, line {line}: {len(fields)} fields, the header has {width}",
                     hint="a comma inside a value must be quoted",
                 )
-            for column, position in zip(values, positions, strict=True):
-                column.append(fields[position])
-                size += len(fields[position])
+            rows.append(fields)
             lines.append(line)
-            if len(lines) == BATCH_ROWS or size > BATCH_BYTES:
-                yield _Lines(first, values, lines)
-                first, size, lines, values = first + len(lines), 0, [], [[] for _ in names]
-        if lines:
-            yield _Lines(first, values, lines)
+            size += sum(map(len, fields))
+            if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
+                yield _Lines(first, [[row[position] for row in rows] for position in positions], lines)
+                first, size, rows, lines = first + len(rows), 0, [], []
+        if rows:
+            yield _Lines(first, [[row[position] for row in rows] for position in positions], lines)
 
     def _records(self) -> Iterator[tuple[list[str], int]]:
         """Give each record with the line on which it starts; empty lines are passed over."""
@@ -154,7 +155,9 @@ def _typed(texts: list[str], type_: pa.DataType) -> tuple[pa.Array, dict[int, st
     """Read texts as a type; an empty text is null unless texts are wanted."""
     if pa.types.is_string(type_):
         return pa.array(texts, pa.string()), {}
-    array = pa.array([text or None for text in texts], pa.string())
+    array = pa.array(texts, pa.string())
+    if "" in texts:
+        array = pa.array([text or None for text in texts], pa.string())
     try:
         return array.cast(type_), {}
     except pa.ArrowInvalid:

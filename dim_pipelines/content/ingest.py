@@ -172,7 +172,7 @@ class _Filling:
                     progress(self.read)
         self._check(self.spec.on_row_error, dead.rows, errors.first)
         if self.pending_rows:
-            await self._cut(self.pending_rows, manifest)
+            await self._cut(1, manifest)
         await self._flush()
         assert self.columns is not None
         root = Dataset(
@@ -214,25 +214,33 @@ class _Filling:
         self.columns = judged.good.schema
         self.pending.append(judged.good)
         self.pending_rows += judged.good.num_rows
-        while self.pending_rows >= self.shard_rows:
-            await self._cut(self.shard_rows, manifest)
+        await self._cut(self.pending_rows // self.shard_rows, manifest)
         self._check_size(sum(table.nbytes for table in self.pending), self.pending_rows, manifest.shards)
 
-    async def _cut(self, rows: int, manifest: ShardWriter) -> None:
-        table = pa.concat_tables(self.pending)
-        rest = table.slice(rows)
-        self.pending, self.pending_rows = ([rest] if rest.num_rows else []), rest.num_rows
-        blocks = await asyncio.to_thread(self._encoded, table.slice(0, rows), manifest.shards)
-        self.blocks += blocks
-        if len(self.blocks) >= _PUT_BLOCKS or sum(len(block.data) for block in self.blocks) >= _PUT_BYTES:
-            await self._flush()
-        await manifest.add(blocks[-1].cid, rows)
+    async def _cut(self, count: int, manifest: ShardWriter) -> None:
+        """Make shards of the pending rows, a few at a time so that they do not pile up in memory."""
+        while count:
+            table = pa.concat_tables(self.pending)
+            few = min(count, max(1, _PUT_BYTES * table.num_rows // (max(table.nbytes, 1) * self.shard_rows)))
+            made = await asyncio.to_thread(self._encoded, table, few, manifest.shards)
+            rest = table.slice(few * self.shard_rows)
+            self.pending, self.pending_rows = ([rest] if rest.num_rows else []), rest.num_rows
+            for blocks, rows in made:
+                self.blocks += blocks
+                await manifest.add(blocks[-1].cid, rows)
+            if len(self.blocks) >= _PUT_BLOCKS or sum(len(block.data) for block in self.blocks) >= _PUT_BYTES:
+                await self._flush()
+            count -= few
 
-    def _encoded(self, rows: pa.Table, number: int) -> list[Block]:
-        self._check_size(rows.nbytes, rows.num_rows, number)
-        data = encode_shard(rows)
-        self._check_size(len(data), rows.num_rows, number)
-        return list(file_blocks(chunked(data)))
+    def _encoded(self, table: pa.Table, count: int, first: int) -> list[tuple[list[Block], int]]:
+        made = []
+        for position in range(count):
+            rows = table.slice(position * self.shard_rows, self.shard_rows)
+            self._check_size(rows.nbytes, rows.num_rows, first + position)
+            data = encode_shard(rows)
+            self._check_size(len(data), rows.num_rows, first + position)
+            made.append((list(file_blocks(chunked(data))), rows.num_rows))
+        return made
 
     def _check_size(self, size: int, rows: int, number: int) -> None:
         if size > MAX_SHARD_BYTES:
