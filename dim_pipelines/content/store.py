@@ -54,7 +54,7 @@ class Collected:
 class ContentStore(Protocol):
     """Blocks by CID. All calls may be made from one event loop, concurrently.
 
-    Every implementation passes `tests/contracts/content_store.py`.
+    Every implementation passes `tests/contracts/test_content_store.py`.
     """
 
     @property
