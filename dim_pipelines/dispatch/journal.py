@@ -9,6 +9,7 @@ the epoch), write-ahead file dropped. A run whose epoch is stale can write block
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -181,6 +182,7 @@ class JournalWriter:
         self._pending: list[ShardDone] = []
         self._leftovers: list[Path] = []
         self._full = asyncio.Event()
+        self._closing = False
         self._committing = asyncio.Lock()
         self._writing = asyncio.Lock()
 
@@ -198,25 +200,30 @@ class JournalWriter:
         self._leftovers.extend(files)
 
     async def run(self) -> None:
-        """Commit a segment at least every `SEGMENT_S` while there are outcomes, and keep the heartbeat.
+        """Commit a segment at least every `SEGMENT_S` while there are outcomes, and keep the heartbeat, until `close`.
 
         Raises:
             StaleEpoch: a newer run has taken the batch.
             ContentError: the store failed.
         """
         beat = time.monotonic()
-        while True:
-            try:
+        while not self._closing:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SEGMENT_S):
                     await self._full.wait()
-            except TimeoutError:
-                pass  # the second is over
             if self._pending or self._leftovers:
                 await self.commit()
                 beat = time.monotonic()
             elif time.monotonic() - beat >= HEARTBEAT_S:
                 await self._heartbeat()
                 beat = time.monotonic()
+        await self.commit()
+        await asyncio.to_thread(self._write_ahead.close)
+
+    def close(self) -> None:
+        """Let `run` commit what is left and return."""
+        self._closing = True
+        self._full.set()
 
     async def commit(self) -> None:
         """Commit everything taken so far.
@@ -226,7 +233,8 @@ class JournalWriter:
             ContentError: the store failed.
         """
         async with self._committing:
-            self._full.clear()
+            if not self._closing:
+                self._full.clear()
             if self._pending:
                 async with self._writing:  # an outcome is in the closed part exactly when it is taken here
                     outcomes, self._pending = self._pending, []

@@ -12,6 +12,7 @@ from dim_pipelines.errors import Cancelled
 
 CANCEL_S: Final = 1.0
 """Seconds that a cancelled call may take to end before its caller goes on."""
+_SLICE_S: Final = 0.2
 
 T = TypeVar("T")
 
@@ -55,6 +56,9 @@ class Portal:
 
         self._loop.call_soon_threadsafe(start)
         try:
+            while not future.done():
+                # in slices: an interrupt set from another thread does not wake a thread that waits for a lock
+                concurrent.futures.wait([future], timeout=_SLICE_S)
             return future.result()
         except BaseException:
             if not future.done():

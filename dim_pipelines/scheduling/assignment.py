@@ -127,6 +127,10 @@ class Assignment:
         """Tell where a shard stands."""
         return ShardState(self._state[shard])
 
+    def is_open(self, shard: int) -> bool:
+        """Tell whether a shard's output is still wanted."""
+        return self._state[shard] != ShardState.DONE
+
     def copies(self, shard: int) -> tuple[Copy, ...]:
         """Give the running copies of a shard."""
         return tuple(self._copies.get(shard, ()))

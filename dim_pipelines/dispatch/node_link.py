@@ -1,0 +1,411 @@
+"""One node of one batch: its work stream, opened again after a loss, and the batch's data on both sides of it.
+
+Three tasks serve an open stream: one reads, one claims and sends (`_pump`), one fetches outputs (`_collect`). All
+choices are the assignment's, all rules of the stream the session's; what is here is waiting and writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+import grpc
+
+from dim_pipelines.dispatch.node_client import NodeClient, WorkCall
+from dim_pipelines.dispatch.transfer import DataPath
+from dim_pipelines.domain.cid import Cid
+from dim_pipelines.domain.events import ShardDone, Task, TaskDone, TaskFailed
+from dim_pipelines.errors import (
+    AccessError,
+    ConfigurationError,
+    CoordinationError,
+    DimError,
+    InputError,
+    NodeBusy,
+    NodeError,
+    NodeRefused,
+    NodeUnreachable,
+    QuotaExceeded,
+)
+from dim_pipelines.scheduling.assignment import Assignment
+from dim_pipelines.scheduling.feasibility import ANY
+from dim_pipelines.scheduling.retry import Failure
+from dim_pipelines.wire.session import (
+    CreditGranted,
+    DispatcherEvent,
+    DispatcherSession,
+    SessionOpened,
+    SessionRefused,
+    State,
+    TasksAnswered,
+)
+from dim_pipelines.wire.status import from_failure, from_rpc_error
+from dim_pipelines.wire.v1 import node_pb2
+
+SUSPECT_S: Final = 3.0
+"""Seconds of silence after which a node's tasks get a second copy elsewhere."""
+LOST_S: Final = 10.0
+"""Seconds of silence after which a node is given up and its tasks go back."""
+MAX_STRIKES: Final = 3
+"""Wrong outputs after which a batch uses a node no more."""
+TASKS_PER_MESSAGE: Final = 256
+"""Tasks in one message, at most."""
+OUTPUTS_PER_FETCH: Final = 64
+"""Outputs that are fetched in one call, at most."""
+STAGE_SHARDS: Final = 64
+"""Shards whose input is brought in one call, at most."""
+_FETCHES: Final = 2
+_STAGES: Final = 2
+_MAX_BACKOFF_S: Final = 10.0
+_PARTING_S: Final = 0.4
+
+_log = logging.getLogger(__name__)
+
+
+class Batchwork(Protocol):
+    """What a link needs of the dispatcher."""
+
+    assignment: Assignment
+    data: DataPath
+    grant: bytes
+    plan: Cid
+    numerics: str
+    ahead: int
+    """Shards whose input is at a node before it has credit for them."""
+
+    def silent(self) -> Sequence[str]:
+        """Name the nodes that have said nothing for `SUSPECT_S`."""
+        ...
+
+    def task(self, shard: int, attempt: int) -> Task:
+        """Make a task."""
+        ...
+
+    def shard_done(self, done: ShardDone) -> None:
+        """Note an accepted output."""
+        ...
+
+    def task_failed(self, node: str, outcome: TaskDone | TaskFailed, failure: Failure) -> None:
+        """Note a failed task."""
+        ...
+
+    def node_left(self, node: str, failure: Failure) -> None:
+        """Note that a node is gone; what it had goes back."""
+        ...
+
+    def stop(self, error: BaseException) -> None:
+        """End the batch with an error."""
+        ...
+
+
+class NodeLink:
+    """The stream to one node.
+
+    Attributes:
+        name: the node's name.
+        error: why the node does not compute at the moment; None while it does, or is asked for the first time.
+        ended: the node will not be asked again.
+        down_since: when it stopped computing, by the monotonic clock; None while it computes.
+    """
+
+    def __init__(self, name: str, client: NodeClient, shared: bool, work: Batchwork) -> None:
+        """Make the link of a node; `shared`: it reads and writes this run worker's swarm."""
+        self.name = name
+        self.error: DimError | None = None
+        self.ended = False
+        self.down_since: float | None = None
+        self._client, self._shared, self._work = client, shared, work
+        self._session: DispatcherSession | None = None
+        self._wake = asyncio.Event()
+        self._answered: list[TaskDone] = []
+        self._answers = asyncio.Event()
+        self._cancels: list[int] = []
+        self._broken: asyncio.Future[None] | None = None
+        self._strikes = 0
+        self._good = 0
+        self._window = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks may be sent."""
+        return self._session is not None and self._session.state is State.OPEN
+
+    def silent_for(self, now: float) -> float:
+        """Tell how long an existing stream has been silent, in seconds; 0 where there is none."""
+        return 0.0 if self._session is None else self._session.silent_for(now)
+
+    def wake(self) -> None:
+        """Look again whether there is something to send."""
+        self._wake.set()
+
+    def cancel(self, shard: int) -> None:
+        """Stop the copies of a shard on this node."""
+        self._cancels.append(shard)
+        self._wake.set()
+
+    def lose(self, why: str) -> None:
+        """Give the stream up."""
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_exception(NodeUnreachable(why))
+
+    async def run(self) -> None:
+        """Serve the node until it refuses for good; a loss is followed by another try, with growing pauses."""
+        tries = 0
+        while not self.ended:
+            began, good = time.monotonic(), self._good
+            try:
+                await self._serve()
+            except (CoordinationError, _OwnFailure) as error:
+                self._work.stop(error.__cause__ if isinstance(error, _OwnFailure) and error.__cause__ else error)
+                return
+            except DimError as error:
+                self.error = error
+                self.ended = _is_final(error) or self._strikes >= MAX_STRIKES
+            if self._good > good:
+                tries, self.down_since = 0, None
+            if self.down_since is None:
+                self.down_since = time.monotonic() if self._good > good else began
+            self._work.node_left(self.name, Failure("node_unreachable", self.error.message if self.error else "lost"))
+            if not self.ended:
+                tries += 1
+                _log.info("node %s: %s; trying again", self.name, self.error)
+                # full jitter: nodes that went down together do not come back together
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.1 * 2**tries, _MAX_BACKOFF_S))
+
+    async def _serve(self) -> None:
+        await self._own(self._work.data.prepare(self._client, self._shared))
+        self._session = session = DispatcherSession(time.monotonic())
+        self._broken = asyncio.get_running_loop().create_future()
+        self._answered, self._cancels = [], []
+        call = self._client.work()
+        parts: list[asyncio.Future[Any]] = [self._broken]
+        try:
+            await self._write(call, session.open(self._work.grant, self._work.plan))
+            parts += [
+                asyncio.ensure_future(part)
+                for part in (self._read(call, session), self._pump(call, session), self._collect(), self._beat(call))
+            ]
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [part for part in parts if part in done]
+            await next(part for part in failed if part.exception() is not None)
+        finally:
+            await self._part(call, session, parts)
+
+    async def _part(self, call: WorkCall, session: DispatcherSession, parts: list[asyncio.Future[Any]]) -> None:
+        """End the stream: what runs on the node is cancelled, and everything here ends before this returns."""
+        for part in parts[1:]:
+            part.cancel()
+        with contextlib.suppress(TimeoutError, NodeUnreachable, asyncio.CancelledError):
+            async with asyncio.timeout(_PARTING_S):
+                if session.state is State.OPEN and session.open_tasks:
+                    await self._write(call, session.cancel())
+                await call.done_writing()
+        call.cancel()
+        if len(parts) > 1:
+            await asyncio.wait(parts[1:])
+        for part in parts:
+            if part.done() and not part.cancelled():
+                part.exception()  # the first one was raised; the others follow from it
+        session.close()
+        self._session = None
+
+    async def _read(self, call: WorkCall, session: DispatcherSession) -> None:
+        while True:
+            try:
+                message = await call.read()
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+            if not isinstance(message, node_pb2.NodeMessage):  # grpc.aio.EOF, which the stubs do not know
+                raise NodeUnreachable("it ended the work stream")
+            for event in session.receive(message, time.monotonic()):
+                self._on_event(event)
+
+    def _on_event(self, event: DispatcherEvent) -> None:
+        match event:
+            case TasksAnswered(outcomes):
+                now = time.monotonic()
+                for outcome in outcomes:
+                    self._on_outcome(outcome, now)
+                self._wake.set()
+            case CreditGranted():
+                self._wake.set()
+            case SessionOpened(_, node, numerics):
+                self._on_opened(node, numerics)
+            case SessionRefused(code, reason):
+                raise from_failure(code, reason)
+
+    def _on_opened(self, node: str, numerics: str) -> None:
+        if node != self.name:
+            raise NodeRefused(f"it is called {node} now, was {self.name} before")
+        if self._work.numerics not in (ANY, numerics):
+            raise NodeRefused(f"it computes in numerics class {numerics}, the batch is bound to {self._work.numerics}")
+        self.error = None
+        self._work.assignment.join(self.name)
+        self._wake.set()
+
+    def _on_outcome(self, outcome: TaskDone | TaskFailed, now: float) -> None:
+        if isinstance(outcome, TaskFailed):
+            failure = Failure(outcome.code, outcome.message, outcome.handed_back)
+            self._work.task_failed(self.name, outcome, failure)
+            return
+        if not self._work.assignment.computed(self.name, outcome.shard, outcome.attempt, now):
+            return  # another copy was first
+        if outcome.row_errors:
+            first = outcome.row_errors[0]
+            self._work.task_failed(self.name, outcome, Failure("input", f"row {first.row}: {first.reason}"))
+            return
+        self._answered.append(outcome)
+        self._answers.set()
+
+    async def _pump(self, call: WorkCall, session: DispatcherSession) -> None:
+        """Send cancels and tasks, and claim ahead."""
+        staging: set[asyncio.Task[None]] = set()
+        assignment = self._work.assignment
+        looked = False
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                for task in [task for task in staging if task.done()]:
+                    staging.remove(task)
+                    task.result()
+                if session.state is not State.OPEN:
+                    continue
+                if not looked:
+                    looked = True
+                    await self._look(assignment)
+                if self._cancels:
+                    shards, self._cancels = self._cancels, []
+                    if {task.shard for task in session.open_tasks} & set(shards):
+                        await self._write(call, session.cancel(shards))
+                self._window = max(self._window, session.credit + len(session.open_tasks))
+                claimed = self._claim(session, assignment)
+                if self._shared:
+                    assignment.ready(self.name, claimed)
+                else:
+                    for start in range(0, len(claimed), STAGE_SHARDS):
+                        staging.add(asyncio.create_task(self._stage(claimed[start : start + STAGE_SHARDS])))
+                await self._send(call, session, assignment)
+                if len(staging) >= _STAGES:
+                    await asyncio.wait(staging, return_when=asyncio.FIRST_COMPLETED)
+                    self._wake.set()
+        finally:
+            for task in staging:
+                task.cancel()
+            if staging:
+                await asyncio.wait(staging)
+
+    def _claim(self, session: DispatcherSession, assignment: Assignment) -> list[int]:
+        ahead = 0 if self._shared else min(self._work.ahead, self._window)
+        wanted = session.credit + ahead - assignment.in_hand(self.name)
+        if wanted <= 0:
+            return []
+        return assignment.claim(self.name, wanted, time.monotonic(), self._work.silent())
+
+    async def _send(self, call: WorkCall, session: DispatcherSession, assignment: Assignment) -> None:
+        while session.credit:
+            limit = min(session.credit, TASKS_PER_MESSAGE)
+            taken = assignment.take(self.name, limit, time.monotonic())
+            if not taken:
+                return
+            tasks = [self._work.task(item.shard, item.attempt) for item in taken]
+            await self._write(call, session.send_tasks(tasks))
+
+    async def _look(self, assignment: Assignment) -> None:
+        """Ask once which of the next shards' inputs the node holds already."""
+        shards = assignment.peek(1024)
+        if shards and not self._shared:
+            assignment.hold(self.name, await self._own(self._work.data.find_local(self._client, shards)))
+
+    async def _stage(self, shards: list[int]) -> None:
+        try:
+            await self._own(self._work.data.bring(self._client, self._shared, shards))
+        except BaseException:
+            self._work.assignment.unready(self.name, shards)
+            raise
+        finally:
+            self._wake.set()
+        self._work.assignment.ready(self.name, shards)
+
+    async def _collect(self) -> None:
+        """Fetch outputs as they come: what gathers during one fetch is the next one's batch."""
+        fetching: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                waiting = asyncio.create_task(self._answers.wait())
+                try:
+                    await asyncio.wait({waiting, *fetching}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+                for task in [task for task in fetching if task.done()]:
+                    fetching.remove(task)
+                    task.result()
+                while self._answered and len(fetching) < _FETCHES:
+                    batch, self._answered = (
+                        self._answered[:OUTPUTS_PER_FETCH],
+                        self._answered[OUTPUTS_PER_FETCH:],
+                    )
+                    fetching.add(asyncio.create_task(self._accept(batch)))
+                self._answers.clear()
+        finally:
+            for task in fetching:
+                task.cancel()
+            if fetching:
+                await asyncio.wait(fetching)
+
+    async def _accept(self, outcomes: list[TaskDone]) -> None:
+        verdicts = await self._own(
+            self._work.data.accept(self._client, self._shared, self.name, outcomes, self._work.shard_done)
+        )
+        for outcome, failure in zip(outcomes, verdicts, strict=True):
+            if failure is None:
+                self._good += 1
+                continue
+            if failure.code == "content_mismatch":
+                self._strikes += 1
+            self._work.task_failed(self.name, outcome, failure)
+        if self._strikes >= MAX_STRIKES:
+            raise NodeRefused(f"{self._strikes} of its outputs were wrong")
+
+    async def _beat(self, call: WorkCall) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            if self._session is not None and self._session.state in (State.OPENING, State.OPEN):
+                await self._write(call, self._session.keep_alive())
+
+    async def _write(self, call: WorkCall, message: node_pb2.DispatcherMessage) -> None:
+        try:
+            await call.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise NodeUnreachable("the work stream has ended") from error
+
+    async def _own(self, action: Coroutine[Any, Any, Any]) -> Any:
+        """Mark errors that are not the node's: the run worker's own store or row has failed, and the batch ends."""
+        try:
+            return await action
+        except NodeError:
+            raise
+        except DimError as error:
+            raise _OwnFailure(error.message) from error
+
+
+class _OwnFailure(DimError):
+    """The run worker itself has failed."""
+
+
+def _is_final(error: DimError) -> bool:
+    if isinstance(error, QuotaExceeded):
+        return False
+    return isinstance(error, (AccessError, ConfigurationError, InputError, NodeRefused))
+
+
+def is_waiting(error: DimError | None) -> bool:
+    """Tell whether a node only wants to be asked later, however long that takes."""
+    return isinstance(error, (NodeBusy, QuotaExceeded))
