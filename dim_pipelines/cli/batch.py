@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
-from dim_pipelines.cli.local import OWNER, IpfsOption, content_store, ipfs_address
+from dim_pipelines.cli.local import OWNER, IpfsOption, PublicFlag, content_store, ipfs_address
 from dim_pipelines.errors import ConfigurationError, DimError, InputError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def infer(
     batch_rows: BatchRowsOption = None,
     on_row_error: RowErrorOption = RowErrors.FAIL,
     ipfs: IpfsOption = "",
+    public: PublicFlag = False,
     nodes: NodesOption = None,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -83,10 +84,10 @@ def infer(
         ]
         raise ConfigurationError(f"missing {', '.join(missing)}", hint="dim infer --help")
     spec = _plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
-    return asyncio.run(_infer(spec, output, ipfs, _addresses(nodes), screen))
+    return asyncio.run(_infer(spec, output, ipfs, public, _addresses(nodes), screen))
 
 
-async def _infer(plain: dict[str, Any], output: Path, ipfs: str, nodes: list[str], screen: Screen) -> int:
+async def _infer(plain: dict[str, Any], output: Path, ipfs: str, public: bool, nodes: list[str], screen: Screen) -> int:
     from dim_pipelines.cli.here import check_output
     from dim_pipelines.database.engine import open_database
     from dim_pipelines.domain.batch import BatchSpec
@@ -97,7 +98,7 @@ async def _infer(plain: dict[str, Any], output: Path, ipfs: str, nodes: list[str
     home = Home.at()
     spec = BatchSpec.read(plain)
     _check_source(spec.input.uri)
-    async with ipfs_address(home, ipfs) as address, content_store(home, address) as store:
+    async with ipfs_address(home, ipfs) as address, content_store(home, address, public=public) as store:
         spec = await _publish_models(spec, home, store, screen)
         database = await asyncio.to_thread(open_database, home.database_url)
         row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=False, output=str(path))
@@ -153,6 +154,7 @@ def submit(
         bool, typer.Option("--wait/--no-wait", help="Stay until it is done; Ctrl-C only stops watching.")
     ] = True,
     ipfs: IpfsOption = "",
+    public: PublicFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> int:
@@ -166,11 +168,11 @@ def submit(
         plain = _plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
     else:
         raise ConfigurationError("nothing to submit", hint="dim submit SPEC.yaml, or --model … --input …")
-    return asyncio.run(_submit(plain, output, ipfs, no_run, wait, screen))
+    return asyncio.run(_submit(plain, output, ipfs, public, no_run, wait, screen))
 
 
 async def _submit(
-    plain: dict[str, Any], output: Path | None, ipfs: str, no_run: bool, wait: bool, screen: Screen
+    plain: dict[str, Any], output: Path | None, ipfs: str, public: bool, no_run: bool, wait: bool, screen: Screen
 ) -> int:
     from dim_pipelines.cli.here import check_output
     from dim_pipelines.database.engine import open_database
@@ -184,7 +186,7 @@ async def _submit(
     spec = BatchSpec.read(plain)
     _check_source(spec.input.uri)
     running = find_running(home)
-    async with content_store(home, ipfs) as store:
+    async with content_store(home, ipfs, public=public) as store:
         spec = await _publish_models(spec, home, store, screen)
         database = await asyncio.to_thread(open_database, home.database_url)
         row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=not no_run, output=path)
@@ -236,6 +238,7 @@ def resume(
     ] = True,
     output: OutputOption = None,
     ipfs: IpfsOption = "",
+    public: PublicFlag = False,
     nodes: NodesOption = None,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -245,11 +248,11 @@ def resume(
     A batch that Dagster ran is asked for again there; one that `dim infer` ran is run here and now.
     """
     screen = Screen(as_json, debug)
-    return asyncio.run(_resume(batch, here, wait, output, ipfs, _addresses(nodes), screen))
+    return asyncio.run(_resume(batch, here, wait, output, ipfs, public, _addresses(nodes), screen))
 
 
 async def _resume(
-    batch: str, here: bool, wait: bool, output: Path | None, ipfs: str, nodes: list[str], screen: Screen
+    batch: str, here: bool, wait: bool, output: Path | None, ipfs: str, public: bool, nodes: list[str], screen: Screen
 ) -> int:
     from dim_pipelines.cli.follow import record_of
     from dim_pipelines.cli.here import check_output
@@ -261,7 +264,7 @@ async def _resume(
     home = Home.at()
     batches = Batches(await asyncio.to_thread(open_database, home.database_url))
     row = await asyncio.to_thread(batches.get, batch, owner=OWNER)
-    async with ipfs_address(home, ipfs) as address, content_store(home, address) as store:
+    async with ipfs_address(home, ipfs) as address, content_store(home, address, public=public) as store:
         if row.state == "done":
             record = await record_of(row, store)
             screen.result(record, f"batch {batch} is done already\n{describe(record)}")

@@ -110,15 +110,11 @@ class Screen:
         if self.as_json:
             self.result(record, "")
             return
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
-        Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        # Not a rich.Table: that folds a CID over two lines, and nobody can copy it then.
+        cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
+        for line in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def trouble(self, error: BaseException) -> Exit:
         """Print an error on stderr (and with `--json` as the object on stdout) and give its exit code."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,13 @@ def check_output(path: Path) -> Path:
         raise ConfigurationError(f"the output {path} is a folder", hint=f"name a file: {path / 'output.parquet'}")
     if not folder.is_dir():
         raise ConfigurationError(f"the output's folder does not exist: {folder}", hint=f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"the output's folder is not writable: {folder}", hint="choose another --output")
+    try:
+        # Tried, not asked: root may write where the file system then refuses.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"the output's folder is not writable: {folder} ({(error.strerror or '').lower()})"
+        raise ConfigurationError(message, hint="choose another --output") from error
     return path
 
 
@@ -125,6 +131,8 @@ async def _read(
         return row
     with screen.progress("reading the input") as bar:
         ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=bar.update)
+    for note in ingested.notes:
+        screen.warn(note)
     await asyncio.to_thread(batches.keep_dataset, row.id, ingested.dataset, ingested.errors)
     return await asyncio.to_thread(batches.get, row.id, owner=OWNER)
 

@@ -31,10 +31,14 @@ IpfsOption = Annotated[
     ),
 ]
 
+PublicFlag = Annotated[
+    bool, typer.Option("--public", help="Allow adding to a Kubo whose content strangers may be able to read.")
+]
+
 
 @asynccontextmanager
 async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
-    """Give what `open_store` takes: for `kubo` the address of a daemon that runs while the block does.
+    """Give what `open_store` takes: for `kubo` the address of the home's own, which is started where it does not run.
 
     Left out (empty), it is what a running `dim up` uses, else `embedded`.
 
@@ -43,17 +47,18 @@ async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
     """
     from dim_pipelines.orchestrator.running import find_running
 
-    running = find_running(home)
-    if not ipfs or (ipfs == "kubo" and running is not None and running.ipfs != "embedded"):
-        yield running.ipfs if running is not None else "embedded"
-        return
+    if not ipfs:
+        running = find_running(home)
+        ipfs = running.ipfs if running is not None else "embedded"
     if ipfs != "kubo":
         yield ipfs
         return
-    from dim_pipelines.content.kubo_daemon import KuboDaemon
+    from dim_pipelines.content.kubo_daemon import KuboDaemon, running_kubo
 
-    daemon = KuboDaemon()
-    await daemon.start(home.root / "kubo")
+    if (address := running_kubo(home.root / "kubo")) is not None:
+        yield address
+        return
+    daemon = await KuboDaemon.start(home.root / "kubo")
     try:
         yield daemon.address
     finally:
@@ -61,12 +66,16 @@ async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def content_store(home: Home, ipfs: str) -> AsyncIterator[ContentStore]:
-    """Open the content store that `--ipfs` names, and close it (and the Kubo it started) at the end."""
+async def content_store(home: Home, ipfs: str, *, public: bool = False) -> AsyncIterator[ContentStore]:
+    """Open the content store that `--ipfs` names, and close it (and the Kubo it started) at the end.
+
+    Raises:
+        DimError: it does not open, does not answer, or is public and `public` was not said.
+    """
     from dim_pipelines.content.open import open_store
 
     async with ipfs_address(home, ipfs) as address:
-        store = await open_store(address, home)
+        store = await open_store(address, home, public=public)
         try:
             yield store
         finally:

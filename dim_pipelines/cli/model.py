@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
-from dim_pipelines.cli.local import OWNER, IpfsOption, content_store
+from dim_pipelines.cli.local import OWNER, IpfsOption, PublicFlag, content_store
 
 if TYPE_CHECKING:
     from dim_pipelines.content.models import ListedModel, ModelPackage
@@ -23,23 +23,24 @@ _Reference = Annotated[str, typer.Argument(metavar="REF", help="A CID, a name, o
 def add(
     path: Annotated[Path, typer.Argument(help="The folder that holds dim-model.json.")],
     ipfs: IpfsOption = "",
+    public: PublicFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> int:
     """Add a folder as a model package and sign it with your key."""
     screen = Screen(as_json, debug)
-    package = asyncio.run(_add(path.expanduser(), ipfs))
+    package = asyncio.run(_add(path.expanduser(), ipfs, public))
     screen.result(_record(package), f"{package.description.name}@{package.description.version}  {package.cid}")
     return Exit.DONE
 
 
-async def _add(path: Path, ipfs: str) -> ModelPackage:
+async def _add(path: Path, ipfs: str, public: bool) -> ModelPackage:
     from dim_pipelines.content.models import add_model
     from dim_pipelines.identity.keys import load_or_create_key
     from dim_pipelines.settings import Home
 
     home = Home.at()
-    async with content_store(home, ipfs) as store:
+    async with content_store(home, ipfs, public=public) as store:
         package = await add_model(path, store, load_or_create_key(home.user_key), OWNER)
         await store.sync()
     return package
