@@ -1,6 +1,7 @@
 """Folders as blocks: the same CIDs as `ipfs add -r --cid-version=1 --raw-leaves`, over any store.
 
-A folder is one dag-pb node with its entries in the order of their names' bytes; what is read is bounded in
+A folder is one dag-pb node with its entries in the order of their names' bytes, or a HAMT where that would be
+too large; what is read is bounded in
 depth, in entries and in names, because it may have been made by an attacker.
 """
 
@@ -22,6 +23,7 @@ from dim_pipelines.content.dag_pb import (
     encode_node,
 )
 from dim_pipelines.content.files import MAX_DEPTH, BlockBatch, FileTree, add_stream, chunked, read_file, write_error
+from dim_pipelines.content.hamt import hamt_blocks, is_large
 from dim_pipelines.content.links import links
 from dim_pipelines.content.store import Block, ContentStore, Pin
 from dim_pipelines.domain.cid import DAG_PB, RAW, Cid
@@ -96,6 +98,12 @@ async def _add_tree(batch: BlockBatch, tree: _Tree) -> Link:
             await batch.add(builder.finish())
             entry = builder.root
         entries.append(Link(entry.cid, name, entry.size))
+    if is_large(entries):
+        root = entries[0]
+        for block, link in hamt_blocks(entries):
+            await batch.add([block])
+            root = link
+        return root
     data = encode_node(entries, encode_directory())
     block = Block(Cid.of(DAG_PB, data), data)
     await batch.add([block])
