@@ -7,6 +7,7 @@ ignored costs a night of computing.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -26,7 +27,13 @@ class ModelRef(_Part):
     """A model by CID, by name (as in `dim model list`) or by path, and its parameters."""
 
     model: str = Field(min_length=1, description="CID, name or path of a model package")
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("parameters")
+    @classmethod
+    def _plain_parameters(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_plain(value)
+        return value
 
 
 class InputSpec(_Part):
@@ -36,7 +43,8 @@ class InputSpec(_Part):
         uri: a path, `ipfs://CID` of a file or folder, or the CID of a DIM dataset.
         format: how to read it; found from the name or content when left out.
         columns: the columns to keep besides the id; what the model reads when left out.
-        id_column: the column that names rows; the row number from 0 when left out.
+        id_column: the column that names rows; when left out, the relative path for images and the row number
+            from 0 for all else.
     """
 
     uri: str = Field(min_length=1)
@@ -125,6 +133,26 @@ class BatchSpec(_Part):
     def to_plain(self) -> dict[str, Any]:
         """Give plain data without what was left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _check_plain(value: object) -> None:
+    """Refuse what JSON and dag-cbor do not both hold: parameters become part of the work's identity."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not a text")
+            _check_plain(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(item)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{value} does not fit 64 bits")
+    elif value is not None and not isinstance(value, str):
+        raise ValueError(f"a {type(value).__name__} is not plain data: null, numbers, texts, lists and maps")
 
 
 def _explained(error: ValidationError) -> InputError:
