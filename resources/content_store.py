@@ -24,7 +24,7 @@ class ContentStoreResource(dg.ConfigurableResource[ContentStore]):
     )
 
     def resolve(self) -> str:
-        """Give the store's address: configured, else from DIM_IPFS, else that of a running `dim up`, else `embedded`."""
+        """Give the address: configured, else from DIM_IPFS, else of a running `dim up`, else `embedded`."""
         named = self.ipfs or os.environ.get("DIM_IPFS", "")
         if named:
             return named

@@ -5,15 +5,11 @@ materialization of that asset *and partition*, so one asset of a partition can b
 day or machine. What is not promised: a CID does not say that the content is still held; the checks do.
 """
 
-from typing import Final
-
 import dagster as dg
 
 from dim_pipelines.domain.cid import Cid
-from dim_pipelines.errors import ContentNotFound
-
-CID_KEY: Final = "dim/cid"
-"""The metadata key under which a materialization keeps its CID."""
+from dim_pipelines.errors import DimError
+from dim_pipelines.orchestrator.dagster_daemon import CID_KEY, find_cid
 
 
 class CidIOManager(dg.IOManager):
@@ -29,24 +25,13 @@ class CidIOManager(dg.IOManager):
         """Give the CID of the newest materialization of the asset, in the partition where there is one.
 
         Raises:
-            ContentNotFound: it was never materialized, or not by this IO manager.
+            dagster.Failure: it was never materialized, or by something that keeps no CID.
         """
         partition = context.partition_key if context.has_partition_key else None
-        wanted = dg.AssetRecordsFilter(
-            asset_key=context.asset_key, asset_partitions=None if partition is None else [partition]
-        )
-        records = context.instance.fetch_materializations(wanted, limit=1).records
-        found = records[0].asset_materialization if records else None
-        value = None if found is None else found.metadata.get(CID_KEY)
-        if value is None or not isinstance(value.value, str):
-            asset = context.asset_key.to_user_string()
-            where = "" if partition is None else f" for batch {partition}"
-            raise ContentNotFound(
-                f"asset {asset} has no CID{where} in this Dagster instance",
-                hint=f"materialize {asset} first: dagster asset materialize --select {asset} --partition {partition} "
-                "-m dim_pipelines.definitions",
-            )
-        return Cid.parse(value.value)
+        try:
+            return find_cid(context.instance, context.asset_key, partition)
+        except DimError as error:
+            raise dg.Failure(description=f"{error.message}\n{error.hint}", allow_retries=False) from error
 
 
 class CidIOManagerResource(dg.ConfigurableIOManagerFactory[CidIOManager]):

@@ -29,9 +29,7 @@ MAX_WAITING: Final = 10_000
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Starts a run for every batch that waits for one.",
 )
-def queued_batches(
-    context: dg.SensorEvaluationContext, database: dg.ResourceParam[Database]
-) -> dg.SensorResult | dg.SkipReason:
+def queued_batches(context: dg.SensorEvaluationContext, database: dg.ResourceParam[Database]) -> dg.SensorResult:
     """Add the partitions of waiting batches and ask for their runs, at most `MAX_RUNS_PER_TICK` a tick."""
     waiting = Batches(database).queued(limit=MAX_WAITING)
     asked = set(read_cursor(context.cursor))
@@ -39,9 +37,8 @@ def queued_batches(
     still = [row.run_key for row in waiting if row.run_key in asked]
     cursor = json.dumps(still + [row.run_key for row in fresh])
     if not fresh:
-        if cursor != context.cursor:
-            context.update_cursor(cursor)
-        return dg.SkipReason(f"no new batch waits; {len(still)} wait for their run to begin")
+        reason = f"no new batch waits; {len(still)} wait for their run to begin"
+        return dg.SensorResult(skip_reason=reason, cursor=cursor)
     return dg.SensorResult(
         run_requests=[request_run(row) for row in fresh],
         dynamic_partitions_requests=[batch_partitions.build_add_request([row.id for row in fresh])],

@@ -34,7 +34,7 @@ def dataset(
     batches = Batches(database)
     with failures(context, batches, retry=True):
         row = batches.get(context.partition_key)
-        batches.keep_run(row.id, context.run_id)
+        batches.keep_run(row.id, context.run.run_id)
 
         async def read() -> Ingested:
             models = await find_models(row.spec, content_store, row.owner)
@@ -56,6 +56,10 @@ def dataset(
         "dim/shards": dg.MetadataValue.int(root.shards),
         "dim/shard_rows": dg.MetadataValue.int(root.shard_rows),
     }
+    for note in ingested.notes:
+        context.log.info(note)
+    if ingested.notes:
+        metadata["dim/notes"] = dg.MetadataValue.text("\n".join(ingested.notes))
     if ingested.errors is not None:
         metadata["dim/errors_cid"] = dg.MetadataValue.text(str(ingested.errors))
     return dg.MaterializeResult(

@@ -53,23 +53,23 @@ def failures(context: dg.AssetExecutionContext, batches: Batches, *, retry: bool
         yield
     except DimError as error:
         if _is_cancelling(context):
-            batches.cancel(batch, run_id=context.run_id)
+            batches.cancel(batch, run_id=context.run.run_id)
         elif retry and error.retryable and context.retry_number < MAX_RETRIES:
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=RETRY_DELAY_S) from error
         elif not isinstance(error, StaleEpoch):
-            batches.fail(batch, error.message, run_id=context.run_id)
+            batches.fail(batch, error.message, run_id=context.run.run_id)
         raise to_failure(error) from error
     except dg.DagsterExecutionInterruptedError as interrupt:
         if not _is_cancelling(context):
             raise  # Ctrl-C or a shutdown: the batch stays as it is, `dim resume` goes on with it
-        batches.cancel(batch, run_id=context.run_id)
+        batches.cancel(batch, run_id=context.run.run_id)
         # Under the in-process executor an interrupt and a retry policy together would start the step again.
         raise dg.Failure(description="the batch was cancelled", allow_retries=False) from interrupt
     except Exception as error:
-        batches.fail(batch, f"{type(error).__name__}: {error}", run_id=context.run_id)
+        batches.fail(batch, f"{type(error).__name__}: {error}", run_id=context.run.run_id)
         raise
 
 
 def _is_cancelling(context: dg.AssetExecutionContext) -> bool:
-    run = context.instance.get_run_by_id(context.run_id)
+    run = context.instance.get_run_by_id(context.run.run_id)
     return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)

@@ -15,7 +15,7 @@ from dim_pipelines.content.unixfs import read_bytes
 from dim_pipelines.database.engine import Database
 from dim_pipelines.dispatch.portal import Portal
 from dim_pipelines.domain.cid import Cid
-from dim_pipelines.orchestrator.batches import BatchRow, Batches
+from dim_pipelines.orchestrator.batches import Batches, BatchRow
 from dim_pipelines.settings import Home
 
 MAX_ERROR_TABLE_BYTES = 64 << 20

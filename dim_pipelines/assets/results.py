@@ -40,7 +40,7 @@ def results(
     batches = Batches(database)
     with failures(context, batches), ProgressLog(context.log.info) as progress:
         row = batches.get(context.partition_key)
-        batches.keep_run(row.id, context.run_id)
+        batches.keep_run(row.id, context.run.run_id)
 
         async def compute() -> tuple[Finished, Sample]:
             finished = await run(
@@ -55,7 +55,7 @@ def results(
                 key=load_or_create_key(home.user_key),
                 write_ahead=home.write_ahead,
                 progress=progress.update,
-                holder=f"dagster/{context.run_id}",
+                holder=f"dagster/{context.run.run_id}",
             )
             inputs = await read_dataset(content_store, finished.dataset)
             outputs = await read_result(content_store, finished.result)

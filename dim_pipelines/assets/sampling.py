@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from dim_pipelines.content.shards import MAX_SHARD_BYTES, decode_shard
 from dim_pipelines.content.store import ContentStore
-from dim_pipelines.content.unixfs import read_bytes
+from dim_pipelines.content.tables import read_shard
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.dataset import Dataset, PageEntry, Result, ShardPage
 
@@ -90,10 +89,8 @@ async def read_shards(
     """
     for start in range(0, len(entries), _AHEAD):
         window = entries[start : start + _AHEAD]
-        # a large shard is a file of several blocks, so each is read as one
-        reads = (read_bytes(store, entry.cid, limit=MAX_SHARD_BYTES) for entry in window)
-        for entry, data in zip(window, await asyncio.gather(*reads), strict=True):
-            yield entry, decode_shard(data)
+        for entry, batch in zip(window, await asyncio.gather(*(read_shard(store, e.cid) for e in window)), strict=True):
+            yield entry, batch
 
 
 async def read_sample(

@@ -23,9 +23,7 @@ async def _write(store: MemoryContentStore, tables: list[pa.Table], page_bytes: 
     return await writer.close()
 
 
-async def _batch(
-    store: MemoryContentStore, inputs: list[pa.Table], outputs: list[pa.Table]
-) -> tuple[Dataset, Result]:
+async def _batch(store: MemoryContentStore, inputs: list[pa.Table], outputs: list[pa.Table]) -> tuple[Dataset, Result]:
     dataset = Dataset(
         columns=columns_of(inputs[0].schema),
         rows=sum(table.num_rows for table in inputs),
@@ -72,9 +70,7 @@ async def test_rows_are_joined_by_id_without_binary_columns() -> None:
 
 async def test_tiles_come_from_the_whole_batch_with_their_predictions() -> None:
     store = MemoryContentStore()
-    dataset, result = await _batch(
-        store, [_images(8 * i, 8) for i in range(8)], [_labels(8 * i, 8) for i in range(8)]
-    )
+    dataset, result = await _batch(store, [_images(8 * i, 8) for i in range(8)], [_labels(8 * i, 8) for i in range(8)])
     sample = await read_sample(store, dataset, result, tiles=4)
 
     assert sample.tiles == [
