@@ -44,7 +44,7 @@ ColumnsOption = Annotated[
 ]
 IdColumnOption = Annotated[
     str | None,
-    typer.Option("--id-column", metavar="C", help="The column that names rows; the row number when left out."),
+    typer.Option("--id-column", metavar="C", help="The column that names rows; else images' paths, or the row number."),
 ]
 ShardRowsOption = Annotated[
     int | None, typer.Option("--shard-rows", min=1, help="Rows per shard; state it where the same CID is wanted again.")
