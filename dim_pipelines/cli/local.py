@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 OWNER: Final = "local"
 """Who owns what is done on one machine, before a network exists."""
 
+STOP_S: Final = 5.0
+"""How long a node may take to drain when the command that started it ends, in seconds; then it is killed."""
+
 IpfsOption = Annotated[
     str,
     typer.Option(
@@ -147,7 +150,7 @@ class LocalNodes:
         """Stop those that were started, also those that are just starting; returns when they have ended."""
         started = await asyncio.gather(*self._starting, return_exceptions=True)
         nodes = [node for node in started if not isinstance(node, BaseException)]
-        await asyncio.gather(*(asyncio.to_thread(node.stop) for node in nodes))
+        await asyncio.gather(*(asyncio.to_thread(node.stop, STOP_S) for node in nodes))
         self._folders.close()
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
-from dim_pipelines.cli.local import IpfsOption
+from dim_pipelines.cli.local import IpfsOption, PublicFlag, ipfs_address
 
 if TYPE_CHECKING:
-    from dim_pipelines.node.daemon import NodeAddress
+    from dim_pipelines.node.daemon import NodeAddress, NodeConfig
+    from dim_pipelines.settings import Home
 
 app = typer.Typer(help="The daemon that computes.", no_args_is_help=True)
 
@@ -33,58 +34,74 @@ def start(
     ] = None,
     trust: Annotated[
         list[str] | None,
-        typer.Option("--trust", metavar="KEY", help="Trust this key (ed25519:…) to submit batches and publish models."),
+        typer.Option(
+            "--trust",
+            metavar="KEY",
+            help="Trust this key (ed25519:…) from now on to submit batches and publish models.",
+        ),
     ] = None,
     ipfs: IpfsOption = "",
+    public: PublicFlag = False,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu (the default), or cuda:0, cuda:1 …; may be repeated.")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of an engine process.")] = 1,
     metrics_port: Annotated[
-        int | None,
-        typer.Option("--metrics-port", min=0, max=65535, help="Serve /metrics on this port of 127.0.0.1."),
-    ] = None,
+        int, typer.Option("--metrics-port", min=0, max=65535, help="Port of /metrics on 127.0.0.1; 0: a free one.")
+    ] = 0,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> int:
-    """Run a node daemon here until Ctrl-C or SIGTERM; a second signal ends it at once.
+    """Run a node daemon here until Ctrl-C or SIGTERM, which drain it; a second signal ends it at once.
 
-    With --json it prints one object as soon as it is ready.
+    With --json it prints one object as soon as it serves.
     """
     import asyncio
+    import socket
 
-    screen = Screen(as_json, debug)
-    asyncio.run(_serve(screen, home, name, listen, trust or [], ipfs, threads, metrics_port))
+    from dim_pipelines.node.daemon import NodeConfig
+    from dim_pipelines.settings import Home
+
+    config = NodeConfig(
+        home=Home.at(home),
+        name=name or socket.gethostname(),
+        listen=listen or "",
+        ipfs=ipfs,
+        public=public,
+        engine_threads=threads,
+        devices=tuple(device or ["cpu"]),
+        metrics_port=metrics_port,
+    )
+    _trust(config.home, trust or [])
+    asyncio.run(_serve(Screen(as_json, debug), config))
     return Exit.DONE
 
 
-async def _serve(
-    screen: Screen,
-    folder: Path | None,
-    name: str | None,
-    listen: str | None,
-    trust: list[str],
-    ipfs: str,
-    threads: int,
-    metrics_port: int | None,
-) -> None:
-    import socket
+def _trust(home: Home, keys: list[str]) -> None:
+    """Write the keys into the home's trusted.yaml, where the next start finds them too.
 
-    from dim_pipelines.cli.local import ipfs_address
-    from dim_pipelines.node.daemon import NodeConfig, serve
-    from dim_pipelines.settings import Home
+    Raises:
+        ConfigurationError: one is no key, or the file cannot be read or written.
+    """
+    from dim_pipelines.identity.keys import parse_public_key
+    from dim_pipelines.identity.trust import load_trust, save_trust
 
-    home = Home.at(folder)
+    trust = before = load_trust(home.trusted)
+    for key in keys:
+        trust = trust.including(parse_public_key(key))
+    if trust != before:
+        save_trust(home.trusted, trust)
+
+
+async def _serve(screen: Screen, config: NodeConfig) -> None:
+    from dataclasses import asdict, replace
+
+    from dim_pipelines.node.daemon import serve
 
     def ready(address: NodeAddress) -> None:
-        record = {"name": address.name, "address": address.address, "pid": address.pid, "metrics": address.metrics}
-        screen.result(record, f"node {address.name} at {address.address}")
+        lines = [f"node {address.name} serves at {address.address}", f"key  {address.key}"]
+        lines += [f"metrics at {address.metrics}"] if address.metrics else []
+        screen.result(asdict(address), "\n".join(lines))
 
-    async with ipfs_address(home, ipfs) as content:
-        config = NodeConfig(
-            home=home,
-            name=name or socket.gethostname(),
-            listen=listen,
-            ipfs=content,
-            engine_threads=threads,
-            trust=tuple(trust),
-            metrics_port=metrics_port,
-        )
-        await serve(config, ready=ready)
+    async with ipfs_address(config.home, config.ipfs) as content:
+        await serve(replace(config, ipfs=content), ready=ready)
