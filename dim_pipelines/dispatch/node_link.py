@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import grpc
@@ -59,6 +59,10 @@ OUTPUTS_PER_FETCH: Final = 64
 """Outputs that are fetched in one call, at most."""
 STAGE_SHARDS: Final = 64
 """Shards whose input is brought in one call, at most."""
+LOOK_SHARDS: Final = 2048
+"""Shards about whose input a node is asked in one call."""
+GATHER_S: Final = 0.005
+"""Seconds that an output waits for others to be fetched with."""
 _FETCHES: Final = 2
 _STAGES: Final = 2
 _MAX_BACKOFF_S: Final = 10.0
@@ -129,6 +133,9 @@ class NodeLink:
         self._strikes = 0
         self._good = 0
         self._window = 0
+        self._looked = -1
+        self._held: set[int] = set()
+        self._writing = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
@@ -182,6 +189,7 @@ class NodeLink:
         self._session = session = DispatcherSession(time.monotonic())
         self._broken = asyncio.get_running_loop().create_future()
         self._answered, self._cancels = [], []
+        self._looked, self._held = -1, set()
         call = self._client.work()
         parts: list[asyncio.Future[Any]] = [self._broken]
         try:
@@ -198,16 +206,22 @@ class NodeLink:
 
     async def _part(self, call: WorkCall, session: DispatcherSession, parts: list[asyncio.Future[Any]]) -> None:
         """End the stream: what runs on the node is cancelled, and everything here ends before this returns."""
-        for part in parts[1:]:
+        reading, serving = parts[1:2], parts[2:]
+        for part in serving:
             part.cancel()
-        with contextlib.suppress(TimeoutError, NodeUnreachable, asyncio.CancelledError):
+        if serving:
+            await asyncio.wait(serving)
+        # the reader goes last: cancelling a read cancels the call, and the node would never see the Cancel
+        with contextlib.suppress(TimeoutError, DimError):
             async with asyncio.timeout(_PARTING_S):
-                if session.state is State.OPEN and session.open_tasks:
+                if session.state is State.OPEN and session.open_tasks and not call.done():
                     await self._write(call, session.cancel())
-                await call.done_writing()
+                if not call.done():
+                    await call.done_writing()
         call.cancel()
-        if len(parts) > 1:
-            await asyncio.wait(parts[1:])
+        for part in reading:
+            part.cancel()
+            await asyncio.wait([part])
         for part in parts:
             if part.done() and not part.cancelled():
                 part.exception()  # the first one was raised; the others follow from it
@@ -266,7 +280,6 @@ class NodeLink:
         """Send cancels and tasks, and claim ahead."""
         staging: set[asyncio.Task[None]] = set()
         assignment = self._work.assignment
-        looked = False
         try:
             while True:
                 await self._wake.wait()
@@ -276,20 +289,18 @@ class NodeLink:
                     task.result()
                 if session.state is not State.OPEN:
                     continue
-                if not looked:
-                    looked = True
-                    await self._look(assignment)
+                await self._look(assignment)
                 if self._cancels:
                     shards, self._cancels = self._cancels, []
                     if {task.shard for task in session.open_tasks} & set(shards):
                         await self._write(call, session.cancel(shards))
                 self._window = max(self._window, session.credit + len(session.open_tasks))
                 claimed = self._claim(session, assignment)
-                if self._shared:
-                    assignment.ready(self.name, claimed)
-                else:
-                    for start in range(0, len(claimed), STAGE_SHARDS):
-                        staging.add(asyncio.create_task(self._stage(claimed[start : start + STAGE_SHARDS])))
+                there = claimed if self._shared else [shard for shard in claimed if shard in self._held]
+                assignment.ready(self.name, there)
+                self._held.difference_update(there)
+                for lacking, shards in self._to_bring(claimed, there):
+                    staging.add(asyncio.create_task(self._stage(shards, lacking)))
                 await self._send(call, session, assignment)
                 if len(staging) >= _STAGES:
                     await asyncio.wait(staging, return_when=asyncio.FIRST_COMPLETED)
@@ -300,11 +311,19 @@ class NodeLink:
             if staging:
                 await asyncio.wait(staging)
 
+    def _to_bring(self, claimed: list[int], there: list[int]) -> Iterator[tuple[bool, list[int]]]:
+        """Give the shards to bring, some at a time, and whether the node was asked and has not got them."""
+        skip = set(there)
+        for lacking in (True, False):
+            shards = [shard for shard in claimed if shard not in skip and (shard <= self._looked) is lacking]
+            for start in range(0, len(shards), STAGE_SHARDS):
+                yield lacking, shards[start : start + STAGE_SHARDS]
+
     def _claim(self, session: DispatcherSession, assignment: Assignment) -> list[int]:
         ahead = 0 if self._shared else min(self._work.ahead, self._window)
         wanted = session.credit + ahead - assignment.in_hand(self.name)
-        if wanted <= 0:
-            return []
+        if wanted <= 0 or (not session.credit and wanted < ahead // 2):
+            return []  # what is ahead is brought in few large calls
         return assignment.claim(self.name, wanted, time.monotonic(), self._work.silent())
 
     async def _send(self, call: WorkCall, session: DispatcherSession, assignment: Assignment) -> None:
@@ -317,14 +336,22 @@ class NodeLink:
             await self._write(call, session.send_tasks(tasks))
 
     async def _look(self, assignment: Assignment) -> None:
-        """Ask once which of the next shards' inputs the node holds already."""
-        shards = assignment.peek(1024)
-        if shards and not self._shared:
-            assignment.hold(self.name, await self._own(self._work.data.find_local(self._client, shards)))
+        """Ask, a window at a time, which of the next shards' inputs the node holds already."""
+        if self._shared:
+            return
+        ahead = assignment.peek(LOOK_SHARDS if self._looked < 0 else 1)
+        if not ahead or ahead[0] <= self._looked:
+            return
+        if len(ahead) == 1:
+            ahead = assignment.peek(LOOK_SHARDS)
+        self._looked = ahead[-1]
+        local = await self._own(self._work.data.find_local(self._client, ahead))
+        self._held.update(local)
+        assignment.hold(self.name, local)
 
-    async def _stage(self, shards: list[int]) -> None:
+    async def _stage(self, shards: list[int], lacking: bool) -> None:
         try:
-            await self._own(self._work.data.bring(self._client, self._shared, shards))
+            await self._own(self._work.data.bring(self._client, shards, lacking))
         except BaseException:
             self._work.assignment.unready(self.name, shards)
             raise
@@ -345,6 +372,8 @@ class NodeLink:
                 for task in [task for task in fetching if task.done()]:
                     fetching.remove(task)
                     task.result()
+                if self._answered and len(self._answered) < OUTPUTS_PER_FETCH:
+                    await asyncio.sleep(GATHER_S)
                 while self._answered and len(fetching) < _FETCHES:
                     batch, self._answered = (
                         self._answered[:OUTPUTS_PER_FETCH],
@@ -380,7 +409,8 @@ class NodeLink:
 
     async def _write(self, call: WorkCall, message: node_pb2.DispatcherMessage) -> None:
         try:
-            await call.write(message)
+            async with self._writing:  # gRPC takes one write at a time
+                await call.write(message)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:

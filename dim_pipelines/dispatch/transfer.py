@@ -66,8 +66,8 @@ class DataPath(Protocol):
         """Tell which of these shards have their input at the node already."""
         ...
 
-    async def bring(self, client: NodeClient, shared: bool, shards: Sequence[int]) -> None:
-        """Bring the input of shards to a node.
+    async def bring(self, client: NodeClient, shards: Sequence[int], lacking: bool) -> None:
+        """Bring the input of shards to a node that shares no swarm; `lacking`: it is known to have none of it.
 
         Raises: as `prepare`.
         """
@@ -138,10 +138,8 @@ class BlockTransfer:
             held = await client.have([self._inputs.cid(shard) for shard in shards])
         return [shard for shard in shards if self._inputs.cid(shard) in held]
 
-    async def bring(self, client: NodeClient, shared: bool, shards: Sequence[int]) -> None:
+    async def bring(self, client: NodeClient, shards: Sequence[int], lacking: bool) -> None:
         """Bring inputs: see `DataPath`."""
-        if shared:
-            return
         cids: dict[Cid, None] = {}
         for shard in shards:
             root = self._inputs.cid(shard)
@@ -150,7 +148,7 @@ class BlockTransfer:
             else:
                 async for cid in tree_blocks(self._store, root):
                     cids[cid] = None
-        await self._push(client, list(cids))
+        await self._push(client, list(cids), lacking and all(cid.codec == RAW for cid in cids))
 
     async def accept(
         self, client: NodeClient, shared: bool, node: str, outcomes: Sequence[TaskDone], accepted: Accepted
@@ -254,9 +252,11 @@ class BlockTransfer:
             else:
                 yield position, Fetched(reader.blocks, data)
 
-    async def _push(self, client: NodeClient, cids: list[Cid]) -> None:
-        with _of_node():
-            held = await client.have(cids)
+    async def _push(self, client: NodeClient, cids: list[Cid], lacking: bool = False) -> None:
+        held: frozenset[Cid] = frozenset()
+        if not lacking:
+            with _of_node():
+                held = await client.have(cids)
         batch: list[Block] = []
         size = 0
         async for block in self._store.get_many([cid for cid in cids if cid not in held]):

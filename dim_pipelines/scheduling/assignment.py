@@ -137,6 +137,8 @@ class Assignment:
 
     def peek(self, n: int) -> list[int]:
         """Give up to `n` waiting shards that come next, without claiming them."""
+        while self._next < len(self._queue) and self._state[self._queue[self._next]] != ShardState.WAITING:
+            self._next += 1  # what comes back from where it is goes to the front, not here
         found: list[int] = []
         for position in range(self._next, len(self._queue)):
             if len(found) >= n:
