@@ -143,9 +143,7 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
 
         confined = not (why := confinement.unavailable())
         if why:
-            log.warning(
-                "models are not confined here (%s): programs run only when this home's own key signed them", why
-            )
+            log.warning("models are not confined here (%s): only programs signed by this home's own key run", why)
         hosts = [EngineHost(_engine(config, device, confined)) for device in config.devices]
         for host in hosts:
             stack.push_async_callback(host.kill)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from dim_pipelines.content.store import ContentStore
 from dim_pipelines.domain.cid import Cid
@@ -87,13 +88,16 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         message.draining = self.draining
         return message
 
-    async def Work(self, request_iterator: object, context: Context) -> None:
-        """Serve one session from Open to its end."""
+    async def Work(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]
+        """Serve one session from Open to its end.
+
+        The stubs know only handlers that yield; this one writes through the context, from several tasks.
+        """
         sending = asyncio.Lock()
 
         async def receive() -> node_pb2.DispatcherMessage | None:
             message = await context.read()
-            return None if message is grpc.aio.EOF else message
+            return None if message is EOF else message
 
         async def send(message: node_pb2.NodeMessage) -> None:
             async with sending:

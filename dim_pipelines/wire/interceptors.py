@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -27,12 +27,17 @@ log = logging.getLogger(__name__)
 UNARY_SECONDS: Final = 60.0
 """How long a unary RPC may take whose caller set no deadline."""
 
+if TYPE_CHECKING:
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:  # generic only in the stubs
+    _Interceptor = grpc.aio.ServerInterceptor
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any
 """`grpc.RpcMethodHandler`; its stubs do not know the aio form."""
 
 
-class ServerChain(grpc.aio.ServerInterceptor):
+class ServerChain(_Interceptor):
     """Wraps every handler of a server."""
 
     def __init__(self, metrics: RpcMetrics, unbounded: frozenset[str] = frozenset()) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from dim_pipelines.errors import ConfigurationError
@@ -30,7 +31,7 @@ class RpcServer:
         self._server = server
         self._services = ("", *services)
         self.address = address
-        self.health = health.aio.HealthServicer()
+        self.health = HealthServicer()
 
     @classmethod
     async def start(
@@ -81,8 +82,12 @@ class RpcServer:
         """Take no new RPCs, give those under way some seconds, and end."""
         await self._server.stop(grace_s)
         if self.address.startswith("unix:"):
-            with contextlib.suppress(OSError):
-                os.unlink(self.address.removeprefix("unix:"))
+            _unlink(Path(self.address.removeprefix("unix:")))
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _probe(address: Address) -> None:

@@ -7,8 +7,8 @@ The status is for strangers and proxies; DIM's own peers read `dim-error-code`, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, cast
 from urllib.parse import quote, unquote
 
 import grpc
@@ -84,7 +84,8 @@ def to_status(error: DimError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, s
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> DimError:
     """Give the DimError that a failed call stands for; the caller chains `error` as its cause."""
-    metadata = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
+    pairs = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())  # the stubs know no pairs
+    metadata = {key: value for key, value in pairs if isinstance(value, str)}
     message = error.details() or error.code().name
     kind = BY_CODE.get(metadata.get(CODE_KEY, ""))
     if kind is None:

@@ -1,6 +1,7 @@
 """The engine `echo`: outputs are its inputs. For tests and measurements of everything around a model.
 
-Output tensor i is input tensor i, under the output's name. The parameter `sleep_ms` (0 to 60,000) makes each micro-batch take that long.
+Output tensor i is input tensor i, under the output's name. The parameter `sleep_ms` (0 to 60,000) makes each
+micro-batch take that long.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class TorchEngine(ProcessMemory):
             name = torch.cuda.get_device_name(self._device).replace(" ", "-").replace("/", "-")
             major, minor = torch.cuda.get_device_capability(self._device)
             where = f"cuda-{name}-sm{major}{minor}"
-            kernels = f"{torch.version.cuda} {torch.backends.cudnn.version()}"
+            kernels = f"{torch.version.cuda} {_cudnn()}"
         else:
             where = f"cpu-{torch.backends.cpu.get_cpu_capability()}-t{self._threads}"
             kernels = _processor()
@@ -137,6 +137,11 @@ class TorchEngine(ProcessMemory):
             torch.cuda.reset_peak_memory_stats(self._device)
             return peak
         return super().peak_bytes()
+
+
+def _cudnn() -> str:
+    version: Callable[[], int | None] = torch.backends.cudnn.version
+    return str(version())
 
 
 def _first_line(error: BaseException) -> str:
