@@ -12,10 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from dim_pipelines.errors import DimError, EngineFailed, InputError, ProtocolError
@@ -43,7 +40,9 @@ def main(config: Mapping[str, Any], factories: Mapping[str, EngineFactory] | Non
         factories: engine name → how to make it; those of DIM when left out.
     """
     shut_in(config)
-    sys.meta_path.insert(0, _NoPandas())
+    # pyarrow imports pandas with its first array, which would cost the first task a second. None hides a module
+    # from `import` and from `find_spec` alike: torch's tracer asks for the spec and takes an error amiss.
+    sys.modules["pandas"] = None  # type: ignore[assignment]
     connection = FrameSocket(socket.socket(fileno=config["socket"]))
     engines: dict[str, Engine] = {}
     missing: dict[str, str] = {}
@@ -69,18 +68,6 @@ def main(config: Mapping[str, Any], factories: Mapping[str, EngineFactory] | Non
         header, payload = request
         answer, parts = server.answer(header, payload)
         connection.send(answer, *parts)
-
-
-class _NoPandas(MetaPathFinder):
-    """Hides pandas: pyarrow imports it with its first array, which would cost the first task a second."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Refuse pandas, leave all else to the others."""
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is not used in an engine process", name=fullname)
-        return None
 
 
 def shut_in(config: Mapping[str, Any]) -> None:
