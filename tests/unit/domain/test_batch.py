@@ -66,3 +66,28 @@ def test_something_that_is_no_mapping_is_refused() -> None:
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(InputError, match="batch spec, input: Field required"):
         BatchSpec.read({"name": "digits", "models": ["m"]})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "nan is not a finite number"),
+        ([1, [float("inf")]], "inf is not a finite number"),
+        (2**63, "does not fit 64 bits"),
+        ({"deep": {1: 2}}, "the key 1 is not a text"),
+        (b"x", "a bytes is not plain data"),
+        ({"when": object()}, "a object is not plain data"),
+    ],
+)
+def test_parameters_are_plain_data(value: object, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        BatchSpec.read({**SHORT, "models": [{"model": "m", "parameters": {"p": value}}]})
+    assert message in caught.value.message
+    assert caught.value.message.startswith("batch spec, models.0.parameters: ")
+
+
+def test_parameters_of_every_plain_kind_are_kept() -> None:
+    plain = {"a": None, "b": True, "c": -(2**63), "d": 0.5, "e": "text", "f": [1, {"g": []}]}
+    spec = BatchSpec.read({**SHORT, "models": [{"model": "m", "parameters": plain}]})
+    assert spec.models[0].parameters == plain
+    assert spec.to_plain()["models"][0]["parameters"] == plain
