@@ -56,7 +56,7 @@ class Dispatcher:
         on_done: Callable[[ShardDone], None],
         infeasible: Mapping[str, str] | None = None,
         ahead: int = 16,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
     ) -> None:
         """Make a dispatcher; nothing happens before `run`.
 
@@ -71,12 +71,12 @@ class Dispatcher:
             on_done: is told of each shard when it is done, once.
             infeasible: why the other nodes of the pool are not among `nodes`, for the error.
             ahead: shards whose input is brought to a node before it has credit for them.
-            patience_s: seconds to wait when no node works.
+            patience_s: seconds to wait when no node works; `PATIENCE_S` when left out.
         """
         self.assignment, self.data = assignment, data
         self.grant, self.plan, self.numerics, self.ahead = grant, plan, numerics, ahead
         self._make_task, self._on_done = task, on_done
-        self._infeasible, self._patience = dict(infeasible or {}), patience_s
+        self._infeasible, self._patience = dict(infeasible or {}), PATIENCE_S if patience_s is None else patience_s
         self._links = {name: NodeLink(name, client, shared, self) for name, (client, shared) in nodes.items()}
         self._silent: tuple[str, ...] = ()
         self._row_errors: dict[int, RowError] = {}

@@ -1,0 +1,367 @@
+"""Batches over nodes that misbehave: every row exactly once, the same CID, clear ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+
+from dim_pipelines.content.manifest import read_result
+from dim_pipelines.content.memory import MemoryContentStore
+from dim_pipelines.domain.work import Provenance
+from dim_pipelines.errors import ContentUnavailable, EngineFailed, InputError, NoFeasibleNode, StaleEpoch
+from dim_pipelines.testing.scripted_node import Faults
+
+from .conftest import Make
+
+
+async def test_one_node_computes_a_batch(make: Make) -> None:
+    bench = await make(rows=101, shard_rows=2)
+    node = await bench.node("a")
+    finished = await bench.run()
+    await bench.check(finished)
+    assert (finished.rows, finished.shards, finished.resumed_shards, finished.dead_rows) == (101, 51, 0, 0)
+    assert finished.nodes == {"a": 51}
+    assert finished.licences == ("Apache-2.0",)
+    assert node.largest_message >= 16
+    row = bench.head.rows["b1"]
+    assert (row.result, row.provenance) == (finished.result, finished.provenance)
+    assert bench.progress[-1].shards_done == bench.progress[-1].shards == 51
+    provenance = Provenance.decode(await bench.store.get(finished.provenance))
+    assert (provenance.result, provenance.source, provenance.journal) == (finished.result, "rows.csv", row.head)
+    result = await read_result(bench.store, finished.result)
+    assert [column.name for column in result.columns] == ["row", "answer"] or result.columns[1].name == "answer"
+    pinned = {cid for cid, pin in await bench.store.pins() if pin.label == "batch/b1"}
+    assert {finished.result, finished.provenance, row.head} <= pinned
+
+
+async def test_the_result_depends_on_nothing_that_happens(make: Make) -> None:
+    bench = await make(rows=120, shard_rows=2)
+    a = await bench.node("a", credit=4)
+    first = await bench.run()
+    a.faults.delay_s = 0.01
+    await bench.node("b", Faults(delay_s=0.005), credit=4)
+    await bench.node(
+        "c",
+        Faults(delay_s=0.005, fail_once={3: "engine_failed", 7: "internal"}, hand_back=frozenset({11, 12})),
+        credit=4,
+    )
+    bench.head.rows["b1"].head = None
+    again = await bench.run()
+    assert again.result == first.result
+    assert again.resumed_shards == 0
+    assert len(again.nodes) == 3
+    await bench.check(again)
+
+
+async def test_a_finished_batch_is_not_computed_again(make: Make) -> None:
+    bench = await make()
+    node = await bench.node("a")
+    first = await bench.run()
+    await node.kill()
+    second = await bench.run()
+    assert (second.result, second.resumed_shards) == (first.result, 50)
+    assert len(node.computed) == 50
+
+
+async def test_large_shards_travel_as_trees(make: Make) -> None:
+    bench = await make(rows=12, shard_rows=4, text="long" * 100_000)
+    await bench.node("a")
+    await bench.node("b")
+    finished = await bench.run()
+    await bench.check(finished)
+    assert finished.shards == 3
+
+
+async def test_what_a_node_holds_is_not_sent_again_and_goes_there(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    holder = await bench.node("a", credit=8)
+    first = await bench.run(holder)
+    bench.head.rows["b1"].head = None
+    await bench.node("b", Faults(delay_s=0.02), credit=8)
+    second = await bench.run()
+    assert second.result == first.result
+    assert second.nodes["a"] > second.nodes.get("b", 0)
+
+
+async def test_a_common_swarm_copies_nothing(make: Make) -> None:
+    class SwarmStore(MemoryContentStore):
+        @property
+        def swarm(self) -> str:
+            return "one"
+
+    store = SwarmStore()
+    bench = await make(rows=40, shard_rows=2, store=store)
+    node = await bench.node("a", store=store)
+    finished = await bench.run()
+    await bench.check(finished)
+    assert len(node.computed) == 20
+
+
+async def test_a_node_killed_in_mid_batch_loses_no_row(make: Make) -> None:
+    bench = await make(rows=120, shard_rows=2)
+    started = asyncio.Event()
+    dying = await bench.node("a", Faults(delay_s=0.02), credit=4, on_task=lambda task: started.set())
+    await bench.node("b", Faults(delay_s=0.02), credit=4)
+    running = asyncio.create_task(bench.run())
+    await started.wait()
+    await asyncio.sleep(0.1)
+    await dying.kill()
+    finished = await running
+    await bench.check(finished)
+    assert finished.retries > 0
+    assert sum(finished.nodes.values()) == 60
+
+
+async def test_a_cut_stream_is_opened_again(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    node = await bench.node("a", Faults(drop_after=5), credit=4)
+    finished = await bench.run()
+    await bench.check(finished)
+    assert node.opened == 2
+
+
+async def test_a_second_answer_breaks_the_session_not_the_batch(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("liar", Faults(duplicate=True), credit=4)
+    await bench.node("good", Faults(delay_s=0.01), credit=4)
+    finished = await bench.run()
+    await bench.check(finished)
+
+
+@pytest.mark.parametrize("kind", ["wrong_bytes", "wrong_rows", "garbage"])
+async def test_wrong_outputs_are_the_nodes_failure_and_computed_elsewhere(make: Make, kind: str) -> None:
+    bench = await make(rows=60, shard_rows=2)
+    faults = Faults(delay_s=0.002)
+    setattr(faults, kind, frozenset(range(30)))
+    await bench.node("liar", faults, credit=4)
+    await bench.node("good", Faults(delay_s=0.01), credit=4)
+    finished = await bench.run()
+    await bench.check(finished)
+    assert finished.nodes == {"good": 30}
+    assert finished.retries >= 3
+
+
+async def test_only_liars_left_is_a_clear_end(make: Make) -> None:
+    bench = await make(rows=20, shard_rows=2)
+    await bench.node("liar", Faults(garbage=frozenset(range(10))), credit=2)
+    with pytest.raises(NoFeasibleNode, match=r"liar: .*wrong"):
+        await bench.run()
+    assert bench.head.rows["b1"].result is None
+
+
+async def test_no_node_at_all_is_a_clear_end(make: Make) -> None:
+    bench = await make(rows=4)
+    node = await bench.node("a")
+    await node.kill()
+    began = time.monotonic()
+    with pytest.raises(NoFeasibleNode) as caught:
+        await bench.run()
+    assert list(caught.value.reasons) == [node.address]
+    assert time.monotonic() - began < 8
+
+
+async def test_the_last_node_dying_is_a_clear_end_and_the_batch_goes_on_later(make: Make) -> None:
+    bench = await make(rows=400, shard_rows=2)
+    seen: Counter[int] = Counter()
+    enough = asyncio.Event()
+
+    def note(task: object) -> None:
+        seen["tasks"] += 1
+        if seen["tasks"] > 60:
+            enough.set()
+
+    dying = await bench.node("a", Faults(delay_s=0.01), credit=4, on_task=note)
+    running = asyncio.create_task(bench.run())
+    await enough.wait()
+    await dying.kill()
+    began = time.monotonic()
+    with pytest.raises(NoFeasibleNode, match="a:"):
+        await running
+    assert time.monotonic() - began < 9
+    other = await bench.node("b")
+    finished = await bench.run(other)
+    await bench.check(finished)
+    assert finished.resumed_shards > 20
+    assert len(other.computed) == 200 - finished.resumed_shards
+
+
+async def test_refusals_name_each_node(make: Make) -> None:
+    bench = await make(rows=4)
+    await bench.node("a", Faults(refuse=("forbidden", "this node does not trust you")))
+    await bench.node("b", numerics="echo/2")
+    bench.head.rows["b1"].numerics = "echo/1/FP32"
+    with pytest.raises(NoFeasibleNode) as caught:
+        await bench.run()
+    assert caught.value.reasons["a"] == "this node does not trust you"
+    assert "echo/2/FP32" in caught.value.reasons["b"]
+
+
+async def test_a_shard_that_fails_everywhere_ends_the_batch(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("a", Faults(fail={5: "engine_failed"}))
+    await bench.node("b", Faults(fail={5: "engine_failed"}))
+    with pytest.raises(EngineFailed, match="shard 5 failed 4 times"):
+        await bench.run()
+
+
+async def test_a_bad_row_is_named_once_a_second_node_agrees(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("a", Faults(bad_rows={5: 1}))
+    await bench.node("b", Faults(bad_rows={5: 1}))
+    with pytest.raises(InputError, match="row 11: it is bad") as caught:
+        await bench.run()
+    assert "dead_letter" in caught.value.hint
+
+
+async def test_a_bad_row_on_one_node_only_is_that_nodes_problem(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("a", Faults(bad_rows={5: 1}), credit=4)
+    await bench.node("b", Faults(delay_s=0.002), credit=4)
+    await bench.check(await bench.run())
+
+
+async def test_a_straggler_gets_a_second_copy_and_is_cancelled(make: Make) -> None:
+    bench = await make(rows=60, shard_rows=2)
+    slow = await bench.node("slow", Faults(delay_s=0.01, slow=frozenset(range(30)), slow_s=30.0), credit=1)
+    await bench.node("fast", Faults(delay_s=0.01), credit=4)
+    began = time.monotonic()
+    finished = await bench.run()
+    await bench.check(finished)
+    assert time.monotonic() - began < 8
+    assert finished.nodes == {"fast": 30}
+    assert len(slow.cancelled) == 1
+
+
+async def test_a_silent_node_loses_its_tasks(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("mute", Faults(silent_after=3), credit=4)
+    await bench.node("good", Faults(delay_s=0.01), credit=2)
+    began = time.monotonic()
+    finished = await bench.run()
+    await bench.check(finished)
+    assert time.monotonic() - began < 12
+
+
+async def test_cancelling_stops_the_nodes_and_keeps_what_is_done(make: Make) -> None:
+    bench = await make(rows=400, shard_rows=2)
+    node = await bench.node("a", Faults(delay_s=0.05), credit=8)
+    running = asyncio.create_task(bench.run())
+    await bench.reached(20)
+    began = time.monotonic()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert time.monotonic() - began < 1.0
+    await asyncio.sleep(0.1)
+    computed = len(node.computed)
+    await asyncio.sleep(0.2)
+    assert len(node.computed) == computed
+    assert bench.head.rows["b1"].result is None
+    node.faults = Faults()
+    finished = await bench.run()
+    await bench.check(finished)
+    assert finished.resumed_shards >= 20
+
+
+async def test_a_newer_run_ends_the_older_one_at_once(make: Make) -> None:
+    bench = await make(rows=400, shard_rows=2)
+    await bench.node("a", Faults(delay_s=0.05), credit=4)
+    older = asyncio.create_task(bench.run())
+    await bench.reached(10)
+    bench.head.take_epoch("b1", "another run")
+    with pytest.raises(StaleEpoch):
+        async with asyncio.timeout(3):
+            await older
+    assert bench.head.rows["b1"].result is None
+
+
+async def test_two_dispatchers_of_one_batch_end_with_one_result(make: Make) -> None:
+    bench = await make(rows=200, shard_rows=2)
+    await bench.node("a", Faults(delay_s=0.02), credit=4)
+    older = asyncio.create_task(bench.run())
+    await bench.reached(10)
+    finished = await bench.run()
+    with pytest.raises(StaleEpoch):
+        await older
+    await bench.check(finished)
+    assert bench.head.rows["b1"].result == finished.result
+
+
+async def test_lost_outputs_are_computed_again(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    node = await bench.node("a")
+    first = await bench.run()
+    root = await read_result(bench.store, first.result)
+    assert root.shards == 20
+    assert isinstance(bench.store, MemoryContentStore)
+    from dim_pipelines.content.manifest import shards
+
+    gone = [cid async for index, cid, _ in shards(bench.store, root) if index in (3, 4)]
+    for cid in gone:
+        del bench.store._blocks[cid]
+    second = await bench.run()
+    assert (second.result, second.resumed_shards) == (first.result, 18)
+    assert Counter(node.computed)[3] == 2
+
+
+async def test_a_full_disk_ends_the_batch_with_its_own_error(make: Make) -> None:
+    class FullStore(MemoryContentStore):
+        full = False
+
+        async def put(self, blocks: object, *, pin: object = None) -> None:
+            if self.full:
+                raise ContentUnavailable("no space left on device")
+            await super().put(blocks, pin=pin)  # type: ignore[arg-type]
+
+    store = FullStore()
+    bench = await make(rows=400, shard_rows=2, store=store)
+    await bench.node("a", Faults(delay_s=0.02), credit=4)
+    running = asyncio.create_task(bench.run())
+    await bench.reached(10)
+    store.full = True
+    with pytest.raises(ContentUnavailable, match="no space"):
+        await running
+
+
+async def test_another_input_starts_a_new_journal(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    node = await bench.node("a")
+    first = await bench.run()
+    other = await make(rows=42, shard_rows=2, store=bench.store)
+    other.head = bench.head
+    finished = await other.run(node)
+    await other.check(finished)
+    assert (finished.resumed_shards, finished.shards) == (0, 21)
+    assert finished.result != first.result
+
+
+async def test_the_only_node_falling_silent_is_a_clear_end(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dim_pipelines.dispatch.dispatcher.LOST_S", 1.5)
+    monkeypatch.setattr("dim_pipelines.dispatch.dispatcher.PATIENCE_S", 1.0)
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("mute", Faults(silent_after=3), credit=4)
+    with pytest.raises(NoFeasibleNode, match="mute: it has been silent for"):
+        await bench.run()
+
+
+async def test_numerics_any_takes_every_class(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2, numerics="any")
+    await bench.node("a", Faults(delay_s=0.01), credit=2, numerics="echo/1")
+    await bench.node("b", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    finished = await bench.run()
+    await bench.check(finished)
+    assert set(finished.nodes) == {"a", "b"}
+
+
+async def test_a_batch_keeps_to_the_class_of_most_nodes(make: Make) -> None:
+    bench = await make(rows=40, shard_rows=2)
+    await bench.node("a", Faults(delay_s=0.01), credit=2, numerics="echo/1")
+    await bench.node("b", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    await bench.node("c", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    finished = await bench.run()
+    await bench.check(finished)
+    assert set(finished.nodes) == {"b", "c"}
+    assert bench.head.rows["b1"].numerics == "echo/2/FP32"
