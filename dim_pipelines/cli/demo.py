@@ -17,6 +17,7 @@ from dim_pipelines.errors import DimError
 
 if TYPE_CHECKING:
     from dim_pipelines.cli.demo_digits import Digits
+    from dim_pipelines.content.models import ModelPackage
     from dim_pipelines.content.store import ContentStore
     from dim_pipelines.orchestrator.batches import Batches, BatchRow
     from dim_pipelines.settings import Home
@@ -53,7 +54,9 @@ def digits(
 
 async def _digits(home: Home, ipfs: str, count: int, screen: Screen) -> int:
     from dim_pipelines.cli import demo_digits
+    from dim_pipelines.content.models import add_model
     from dim_pipelines.database.engine import open_database
+    from dim_pipelines.identity.keys import load_or_create_key
     from dim_pipelines.orchestrator.batches import Batches, submit_batch
     from dim_pipelines.orchestrator.dagster_daemon import add_partition
 
@@ -64,21 +67,23 @@ async def _digits(home: Home, ipfs: str, count: int, screen: Screen) -> int:
         async with local_nodes(home, count, address, prefix="demo") as running:
             with screen.progress("writing 1,797 digits as PNGs, training a small network on 900 of them"):
                 material, images, model = await asyncio.to_thread(_prepare, folder)
-                cid = await _publish(home, model, store)
-            screen.say(f"model {demo_digits.MODEL_NAME} {cid}: trained, signed with your key")
+                package = await add_model(model, store, load_or_create_key(home.user_key), OWNER)
+            screen.say(f"model {demo_digits.MODEL_NAME} {package.cid}: trained, signed with your key")
             output = folder / "predictions.parquet"
             spec = {
                 "name": "digits",
-                "models": [cid],
+                "models": [str(package.cid)],
                 "input": {"uri": str(images), "format": "images", "id_column": "path"},
                 "shard_rows": demo_digits.SHARD_ROWS,
                 "batch_rows": demo_digits.BATCH_ROWS,
             }
             database = await asyncio.to_thread(open_database, home.database_url)
             row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=False, output=str(output))
-            await asyncio.to_thread(add_partition, home, row.id)
-            addresses = ",".join(node.address for node in running)
-            row = await _materialize(home, row, Batches(database), store, address, addresses, screen)
+            addresses = [node.address for node in running]
+            with screen.progress("loading the model on the nodes"):
+                # Else the node that has loaded it first would be done before the other begins.
+                await asyncio.gather(_warm(addresses, package, store), asyncio.to_thread(add_partition, home, row.id))
+            row = await _materialize(home, row, Batches(database), store, address, ",".join(addresses), screen)
         from dim_pipelines.cli.follow import record_of
 
         record = await record_of(row, store)
@@ -95,12 +100,17 @@ def _prepare(folder: Path) -> tuple[Digits, Path, Path]:
     return material, images, write_package(material, folder / "model")
 
 
-async def _publish(home: Home, folder: Path, store: ContentStore) -> str:
-    from dim_pipelines.content.models import add_model
-    from dim_pipelines.identity.keys import load_or_create_key
+async def _warm(addresses: list[str], package: ModelPackage, store: ContentStore) -> None:
+    """Load the model on the nodes; what keeps one from it is said by the run, which needs it too."""
+    from dim_pipelines.cli.demo_digits import BATCH_ROWS
+    from dim_pipelines.dispatch.node_pool import NodePool
+    from dim_pipelines.dispatch.warming import warm_nodes
 
-    package = await add_model(folder, store, load_or_create_key(home.user_key), OWNER)
-    return str(package.cid)
+    pool = NodePool(addresses)
+    try:
+        await warm_nodes(pool, package, store, BATCH_ROWS)
+    finally:
+        await pool.close()
 
 
 async def _materialize(
