@@ -8,11 +8,15 @@ nor a parent's `sys.path` by itself. It answers one request at a time over an in
 from __future__ import annotations
 
 import contextlib
+import importlib
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from dim_pipelines.errors import DimError, EngineFailed, InputError, ProtocolError
@@ -40,9 +44,6 @@ def main(config: Mapping[str, Any], factories: Mapping[str, EngineFactory] | Non
         factories: engine name → how to make it; those of DIM when left out.
     """
     shut_in(config)
-    # pyarrow imports pandas with its first array, which would cost the first task a second. None hides a module
-    # from `import` and from `find_spec` alike: torch's tracer asks for the spec and takes an error amiss.
-    sys.modules["pandas"] = None  # type: ignore[assignment]
     connection = FrameSocket(socket.socket(fileno=config["socket"]))
     engines: dict[str, Engine] = {}
     missing: dict[str, str] = {}
@@ -51,6 +52,9 @@ def main(config: Mapping[str, Any], factories: Mapping[str, EngineFactory] | Non
             engines[name] = (factories or FACTORIES)[name](config["device"], config["threads"])
         except (ImportError, KeyError) as error:
             missing[name] = f"{type(error).__name__}: {error}"
+    _settle_pyarrow()
+    # Imported now, so that the first task need not wait for it.
+    importlib.import_module("dim_pipelines.node.engines.shard_run")
     from dim_pipelines.content.transforms import transforms_class
 
     server = _Server(engines)
@@ -68,6 +72,33 @@ def main(config: Mapping[str, Any], factories: Mapping[str, EngineFactory] | Non
         header, payload = request
         answer, parts = server.answer(header, payload)
         connection.send(answer, *parts)
+
+
+class _NoPandas(MetaPathFinder):
+    """Hides pandas while it stands in `sys.meta_path`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Refuse pandas, leave all else to the others."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is not used in an engine process", name=fullname)
+        return None
+
+
+def _settle_pyarrow() -> None:
+    """Let pyarrow make its first array, with which it looks for pandas once and for all: it costs a second to import.
+
+    Pandas is hidden for this moment only, because torch's tracer asks for it and takes an error amiss.
+    """
+    import pyarrow as pa
+
+    hiding = _NoPandas()
+    sys.meta_path.insert(0, hiding)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(hiding)
 
 
 def shut_in(config: Mapping[str, Any]) -> None:
