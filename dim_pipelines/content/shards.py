@@ -43,7 +43,7 @@ def canonical_type(type_: pa.DataType) -> pa.DataType:
     """Give the one type that stands for equal values: no dictionaries, views, large offsets or extension names.
 
     Raises:
-        InputError: the type has no canonical form here (maps, unions, run-end encodings).
+        InputError: the type has no canonical form here (maps, unions, run-end encodings, lists of size 0).
     """
     if isinstance(type_, pa.BaseExtensionType):
         return canonical_type(type_.storage_type)
@@ -54,6 +54,8 @@ def canonical_type(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_):
         return pa.binary()
     if pa.types.is_fixed_size_list(type_):
+        if type_.list_size < 1:
+            raise InputError("lists of no values cannot go into a shard")  # pyarrow itself divides by zero on them
         return pa.list_(pa.field("item", canonical_type(type_.value_type)), type_.list_size)
     if (
         pa.types.is_list(type_)
@@ -114,6 +116,12 @@ def decode_shard(data: bytes) -> pa.RecordBatch:
         raise InputError(f"a shard has {len(data)} bytes, the limit is {MAX_SHARD_BYTES}")
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            names = reader.schema.names  # raises where a name is not UTF-8
+            if len(set(names)) != len(names):
+                raise InputError(f"two columns of a shard have one name: {', '.join(names)}")
+            odd = [field for field in reader.schema if canonical_type(field.type) != field.type]
+            if odd:
+                raise InputError(f"column {odd[0].name!r} of a shard has type {odd[0].type}, which no shard has")
             batches = list(reader)
         if len(batches) != 1:
             raise InputError(f"a shard holds one record batch, found {len(batches)}")
@@ -159,14 +167,14 @@ def _plain_nested(array: pa.Array, target: pa.DataType) -> pa.Array:
         child = _plain(array.values[array.offset * size : (array.offset + len(array)) * size], target.value_type)
         mask = array.is_null() if array.null_count else None
         return pa.FixedSizeListArray.from_arrays(child, type=target, mask=mask)
-    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
-        array = array.cast(pa.large_list(array.type.value_field))
-    # `take` closes the gaps of nulls and slices, so that offsets count exactly the values that follow
-    array = pc.take(array, _every(len(array)))
-    offsets = array.offsets.cast(pa.int32())
-    child = _plain(array.values[: offsets[-1].as_py() if len(offsets) else 0], target.value_type)
+    # `flatten` gives the values of all lists but null ones, in order, whatever offsets and views say
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise InputError("a column is too large for one shard", hint="set a smaller shard_rows")
+    child = _plain(array.flatten(), target.value_type)
     mask = array.is_null() if array.null_count else None
-    return pa.ListArray.from_arrays(offsets, child, type=target, mask=mask)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), child, type=target, mask=mask)
 
 
 def _rebuilt(array: pa.Array, target: pa.DataType) -> pa.Array:
