@@ -86,7 +86,7 @@ def submit(
     database: dg.ResourceParam[Database],
     content_store: dg.ResourceParam[ContentStore],
     portal: dg.ResourceParam[Portal],
-) -> str:
+) -> None:
     """Write the batch's row; the sensor `queued_batches` starts its run within seconds where a Dagster daemon runs."""
     try:
         spec = portal.call(settle(config.to_spec(), content_store))
@@ -109,7 +109,6 @@ def submit(
             "dim/next": dg.MetadataValue.text(following),
         }
     )
-    return row.id
 
 
 @dg.job(

@@ -30,7 +30,7 @@ nux:
   enabled: false                      # the first visit's dialogue covers the page
 python_logs:
   managed_python_loggers: [dim_pipelines]
-  python_log_level: WARNING           # a line is a row of the event log, 10 ms: assets log progress
+  python_log_level: INFO              # also for what assets log themselves; a line is a row of the event log
 concurrency:
   runs:
     max_concurrent_runs: 4            # a run is a batch, and a batch already spreads over every node

@@ -23,6 +23,7 @@ from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import DAG_PB, Cid
 from dim_pipelines.errors import InputError
 from dim_pipelines.orchestrator.batches import Batches, BatchRow
+from dim_pipelines.resources.io_manager import CidIOManager
 
 MODEL = Cid.of(DAG_PB, b"digits")
 
@@ -44,13 +45,20 @@ class Place:
         given = {"model": "digits", "input": "rows.csv", **fields}
         return new_batch.execute_in_process(
             run_config=dg.RunConfig(ops={"submit": NewBatch(**given)}),
-            resources={"database": self.database, "portal": self.portal, "content_store": MemoryContentStore()},
+            resources={
+                "database": self.database,
+                "portal": self.portal,
+                "content_store": MemoryContentStore(),
+                "io_manager": CidIOManager(),
+            },
             instance=self.instance,
             raise_on_error=False,
         )
 
     def submitted(self, **fields: Any) -> BatchRow:
-        return self.batches.get(self.run(**fields).output_for_node("submit"))
+        assert self.run(**fields).success
+        (row,) = self.batches.list()
+        return row
 
     def refused(self, **fields: Any) -> str:
         (failure,) = [event for event in self.run(**fields).all_events if event.is_step_failure]
@@ -120,7 +128,7 @@ def test_without_a_daemon_the_job_says_what_to_do(place: Place) -> None:
     said = event.step_output_data.metadata["dim/next"].value
 
     assert "no Dagster daemon is running" in said
-    assert f"--partition {result.output_for_node('submit')}" in said
+    assert f"--partition {event.step_output_data.metadata['dim/batch'].value}" in said
 
 
 @pytest.mark.parametrize(
