@@ -15,23 +15,27 @@ Several processes may use one folder at once. How it stays whole:
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from dim_pipelines.content.embedded_shelf import Shelf, prepare, storage_errors
+from dim_pipelines.content.embedded_shelf import SMALL_BYTES, Shelf, prepare, storage_errors
 from dim_pipelines.content.embedded_sweep import sweep
 from dim_pipelines.content.links import links
 from dim_pipelines.content.store import COLLECT_GRACE_S, Block, Collected, Pin
 from dim_pipelines.content.verify import check_blocks
 from dim_pipelines.domain.cid import RAW, Cid
-from dim_pipelines.errors import ContentMismatch, ContentNotFound, ContentUnavailable
+from dim_pipelines.errors import ContentError, ContentMismatch, ContentNotFound, ContentUnavailable
 
 _READERS: Final = 3
 _READ_AHEAD_BLOCKS: Final = 64
 _READ_AHEAD_BYTES: Final = 4 << 20
+_CHECKPOINT_BYTES: Final = 16 << 20
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,9 +47,11 @@ class EmbeddedContentStore:
         self._folder = folder
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="dim-store-write")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="dim-store-read")
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="dim-store-checkpoint")
         self._local = threading.local()
         self._shelves: list[Shelf] = []
         self._unsynced: set[Path] = set()
+        self._logged_bytes = 0
         self._closed = False
 
     @classmethod
@@ -75,6 +81,10 @@ class EmbeddedContentStore:
         def put(shelf: Shelf) -> None:
             check_blocks(blocks)
             self._unsynced.update(shelf.put(blocks, pin))
+            self._logged_bytes += sum(len(block.data) for block in blocks if len(block.data) <= SMALL_BYTES)
+            if self._logged_bytes >= _CHECKPOINT_BYTES:
+                self._logged_bytes = 0
+                self._keeper.submit(self._checkpoint)
 
         await self._write(put)
 
@@ -159,8 +169,8 @@ class EmbeddedContentStore:
         self._closed = True
 
         def close() -> None:
-            self._readers.shutdown()
-            self._writer.shutdown()
+            for threads in (self._readers, self._writer, self._keeper):
+                threads.shutdown()
             while self._shelves:
                 self._shelves.pop().close()
 
@@ -187,6 +197,14 @@ class EmbeddedContentStore:
                 return work(self._shelf())
 
         return await asyncio.get_running_loop().run_in_executor(threads, run)
+
+    def _checkpoint(self) -> None:
+        # In a thread of its own, because it waits for the disk: a put would stand still for 0.2 s (measured).
+        try:
+            with storage_errors(self._folder):
+                self._shelf().checkpoint()
+        except ContentError as error:
+            _log.warning("the log of the content store was not moved into its tables: %s", error.message)
 
     def _shelf(self) -> Shelf:
         """Give the connection of this thread."""

@@ -35,6 +35,7 @@ MAX_NAME_BYTES: Final = 255
 """Bytes of one name: what file systems take."""
 MAX_LISTING_CHARACTERS: Final = 256 << 20
 """Characters that all paths of a listing may have together: a few blocks could name more than memory holds."""
+_WRITE_AT_ONCE: Final = 32
 
 _Tree = dict[str, "Path | bytes | _Tree"]
 
@@ -185,8 +186,13 @@ async def read_folder(store: ContentStore, cid: Cid, folder: Path) -> dict[str, 
         await asyncio.to_thread(partial.mkdir, parents=True)
         leaves = [(path, file) for path, file in listing.items() if file.codec == RAW]
         places = iter(leaves)
+        batch: list[tuple[Path, bytes]] = []
         async for block in store.get_many([file for _, file in leaves]):
-            await asyncio.to_thread(_write_leaf, partial / next(places)[0], block.data)
+            batch.append((partial / next(places)[0], block.data))
+            if len(batch) >= _WRITE_AT_ONCE:
+                await asyncio.to_thread(_write_leaves, batch)
+                batch = []
+        await asyncio.to_thread(_write_leaves, batch)
         for path, file in listing.items():
             if file.codec != RAW:
                 (partial / path).parent.mkdir(parents=True, exist_ok=True)
@@ -201,9 +207,10 @@ async def read_folder(store: ContentStore, cid: Cid, folder: Path) -> dict[str, 
     return listing
 
 
-def _write_leaf(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+def _write_leaves(files: Sequence[tuple[Path, bytes]]) -> None:
+    for path, data in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 async def tree_blocks(store: ContentStore, root: Cid) -> AsyncIterator[Cid]:

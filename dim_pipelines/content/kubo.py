@@ -38,8 +38,6 @@ _CAR_BYTES: Final = 8 << 20
 _CAR_BLOCKS: Final = 1000
 _UNPIN_AT_ONCE: Final = 500
 _COLLECT_S: Final = 1800.0
-_ALONE_S: Final = 2.0
-"""How long a Kubo without peers may make no progress with a pin: it only reads its own disk."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -234,17 +232,21 @@ class KuboContentStore:
 
     def _pin_all(self, cid: Cid, name: str, root: Cid) -> None:
         """Pin recursively, for as long as Kubo gets on with it: a large tree takes minutes, a gap stops it for ever."""
-        patience_s = self._rpc.timeout_s if self._has_peers() else min(_ALONE_S, self._rpc.timeout_s)
+        alone = not self._has_peers()
         done, moved = -1, time.monotonic()
         for each in self._rpc.stream("/pin/add", str(cid), options={"name": name, "progress": "true"}):
             if each.get("Pins"):
                 return
-            progress = int(each.get("Progress") or 0)
+            progress, now = int(each.get("Progress") or 0), time.monotonic()
             if progress != done:
-                done, moved = progress, time.monotonic()
-            elif time.monotonic() - moved > patience_s:
+                done, moved = progress, now
+            elif now - moved > self._rpc.timeout_s or (alone and self._is_incomplete(cid)):
                 break
         raise ContentNotFound(f"something below {root} is not in the Kubo at {self.address}, nor found by it")
+
+    def _is_incomplete(self, cid: Cid) -> bool:
+        options = {"recursive": "true", "unique": "true", "offline": "true"}
+        return any(each.get("Err") for each in self._rpc.stream("/refs", str(cid), options=options))
 
     def _import(self, blocks: Sequence[Block], root: Cid) -> str:
         """Send blocks and pin `root` in one step that Kubo's collection cannot come between.
