@@ -42,7 +42,7 @@ def report(
 
         async def write() -> tuple[int, int, str, list[dict[str, object]]]:
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = await join(results, dataset, row.spec, content_store, path)
+            rows = await join(results, dataset, row.spec, content_store, path, errors=row.errors)
             inputs, outputs = await read_dataset(content_store, dataset), await read_result(content_store, results)
             sample = await read_sample(content_store, inputs, outputs, tiles=0)
             errors = [] if row.errors is None else await read_errors(content_store, row.errors)

@@ -180,4 +180,4 @@ async def _join(row: BatchRow, finished: Finished, store: ContentStore, output: 
     from dim_pipelines.content.join import join
 
     with screen.progress("writing the table") as bar:
-        await join(finished.result, finished.dataset, row.spec, store, output, progress=bar.update)
+        await join(finished.result, finished.dataset, row.spec, store, output, bar.update, errors=row.errors)
