@@ -217,11 +217,13 @@ def _how_to_start(home: Home, batch: str) -> str:
 
 
 async def _wait(batch: str, batches: Batches, store: ContentStore, screen: Screen) -> int:
-    from dim_pipelines.cli.follow import follow, record_of
+    from dim_pipelines.cli.follow import await_table, follow, record_of
 
     try:
         with screen.progress("batch") as bar:
             row = await follow(batch, batches, store, bar.update, OWNER)
+        with screen.progress("waiting for the table"):
+            row = await await_table(row, batches)
     except asyncio.CancelledError:
         screen.say(f"batch {batch} goes on without you; to stop it, terminate its run on Dagster's page")
         raise

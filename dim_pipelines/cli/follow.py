@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dim_pipelines.errors import Cancelled, ContentError, DimError
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from dim_pipelines.orchestrator.batches import Batches, BatchRow
 
 POLL_S: Final = 0.5
+TABLE_S: Final = 600.0
+"""How long the table of a finished batch may take to be written, in seconds."""
 
 
 class BatchFailed(DimError):
@@ -92,6 +96,30 @@ async def follow(
             note = f"rows, {journal.shards}/{total[1]} shards"
         show(journal.rows, total[0] if total else None, note)
         await asyncio.sleep(POLL_S)
+
+
+async def await_table(row: BatchRow, batches: Batches) -> BatchRow:
+    """Wait until the joined table of a batch that is done lies in its file, and give the row, which then names it.
+
+    Raises:
+        BatchFailed: the table did not come within `TABLE_S`.
+    """
+    deadline = time.monotonic() + TABLE_S
+    while not await asyncio.to_thread(_is_written, row):
+        if time.monotonic() > deadline:
+            message = f"batch {row.id} is done, but its table was not written within {TABLE_S:g} s"
+            raise BatchFailed(message, hint="see the asset `report` of its run on Dagster's page")
+        await asyncio.sleep(POLL_S)
+        row = await asyncio.to_thread(batches.get, row.id, owner=row.owner)
+    return row
+
+
+def _is_written(row: BatchRow) -> bool:
+    """Tell whether the file is there and not an older one of the same name; it appears whole, by a rename."""
+    try:
+        return row.output is not None and Path(row.output).stat().st_mtime_ns // 1_000_000 >= row.created_ms
+    except OSError:
+        return False
 
 
 async def record_of(row: BatchRow, store: ContentStore) -> dict[str, Any]:
