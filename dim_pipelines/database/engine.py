@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ def _file_lock(url: URL) -> Iterator[None]:
 def _translated(url: URL) -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:  # a pragma of a new connection fails outside SQLAlchemy
         cause = getattr(error, "orig", None) or error
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise ConfigurationError(f"the database {url.render_as_string(hide_password=True)} failed: {first}") from error
