@@ -7,6 +7,7 @@ so that `dim --help` answers at once. Errors and exit codes are made in one plac
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
@@ -16,6 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; those of this process when left out.
     """
+    # Commands start programs while gRPC is in use; its fork handlers serve only children that go on using it, and
+    # say so on standard error each time they cannot.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         from dim_pipelines.cli.application import run
     except KeyboardInterrupt:

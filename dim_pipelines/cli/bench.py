@@ -255,6 +255,8 @@ async def _compare(
     raw_median = statistics.median(raw_s)
     whole = statistics.median(load.seconds for load in loads)
     others = statistics.median([load.others for load in (*loads, *raw_loads)])
+    raw_cpu_s = statistics.median(load.own_cpu_s for load in raw_loads)
+    cpu_s = statistics.median(load.own_cpu_s for load in loads)
     result = {
         "ratio": round(raw_median / whole, 4),
         "ratio_of_dispatch": round(raw_median / statistics.median(computing_s), 4),
@@ -263,8 +265,9 @@ async def _compare(
         "dispatch_s": round(statistics.median(computing_s), 3),
         "raw_rows_per_s": round(rows / raw_median, 1),
         "pipeline_rows_per_s": round(rows / whole, 1),
-        "raw_cpu_s_per_1k_rows": round(1000 * statistics.median(load.own_cpu_s for load in raw_loads) / rows, 2),
-        "pipeline_cpu_s_per_1k_rows": round(1000 * statistics.median(load.own_cpu_s for load in loads) / rows, 2),
+        "raw_cpu_s_per_1k_rows": round(1000 * raw_cpu_s / rows, 2),
+        "pipeline_cpu_s_per_1k_rows": round(1000 * cpu_s / rows, 2),
+        "ratio_of_processor_time": round(raw_cpu_s / cpu_s, 4),
         "others": round(others, 3),
     }
     _explain(result, screen)
@@ -277,7 +280,8 @@ def _explain(result: dict[str, Any], screen: Screen) -> None:
     screen.say(
         f"  raw {result['raw_rows_per_s']} rows/s, pipeline {result['pipeline_rows_per_s']} rows/s; beside the raw "
         f"{raw:.2f} s: dispatch {dispatch - raw:+.2f} s, reading and joining {whole - dispatch:+.2f} s; processor "
-        f"seconds per 1,000 rows {result['raw_cpu_s_per_1k_rows']} and {result['pipeline_cpu_s_per_1k_rows']}"
+        f"seconds per 1,000 rows {result['raw_cpu_s_per_1k_rows']} and {result['pipeline_cpu_s_per_1k_rows']}: "
+        f"{result['ratio_of_processor_time']:.3f}"
     )
     _warn_if_noisy(result["others"], screen)
 
