@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dim_pipelines.cli.local import OWNER, LocalNodes
-from dim_pipelines.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from dim_pipelines.cli.console import Screen
@@ -53,24 +51,15 @@ class Done:
 
 
 def check_output(path: Path) -> Path:
-    """Give the absolute path of an output file that can be written.
+    """Give the absolute path of an output file, once it is known that it can be written.
 
     Raises:
-        ConfigurationError: its folder is not there or not writable, or it is a folder itself.
+        ConfigurationError: it cannot.
     """
+    from dim_pipelines.content.join import check_writable
+
     path = path.expanduser().absolute()
-    folder = path.parent
-    if path.is_dir():
-        raise ConfigurationError(f"the output {path} is a folder", hint=f"name a file: {path / 'output.parquet'}")
-    if not folder.is_dir():
-        raise ConfigurationError(f"the output's folder does not exist: {folder}", hint=f"mkdir -p {folder}")
-    try:
-        # Tried, not asked: root may write where the file system then refuses.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        message = f"the output's folder is not writable: {folder} ({(error.strerror or '').lower()})"
-        raise ConfigurationError(message, hint="choose another --output") from error
+    check_writable(path)
     return path
 
 

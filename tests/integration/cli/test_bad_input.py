@@ -118,7 +118,7 @@ def test_an_unknown_model_name_offers_the_nearest(dim: Dim, echo_model: Path, tm
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("/proc/out.csv", "not writable"), ("no/such/folder/out.csv", "does not exist"), ("out.xlsx", ".parquet")],
+    [("/proc/out.csv", "cannot be written"), (".", "neither in .parquet"), ("out.xlsx", "neither in .parquet")],
 )
 def test_an_output_that_cannot_be_written_is_refused_first(dim: Dim, tmp_path: Path, output: str, said: str) -> None:
     shown = dim("infer", "--model", "m", "--input", tmp_path, "--output", tmp_path / output)
