@@ -46,6 +46,7 @@ def up(
 
 async def _up(count: int, ipfs: str, port: int, screen: Screen, ready: asyncio.Event) -> None:
     from dim_pipelines.cli.supervise import supervise
+    from dim_pipelines.orchestrator.dagster_daemon import prepare_instance
     from dim_pipelines.orchestrator.running import Running, announce
     from dim_pipelines.settings import Home
 
@@ -61,6 +62,7 @@ async def _up(count: int, ipfs: str, port: int, screen: Screen, ready: asyncio.E
         children = _dagster(home, port, address)
         try:
             with screen.progress("starting Dagster"):
+                await asyncio.to_thread(prepare_instance, home)
                 for child in children:
                     await child.start()
                 for child in children:
@@ -76,22 +78,22 @@ async def _up(count: int, ipfs: str, port: int, screen: Screen, ready: asyncio.E
 
 def _dagster(home: Home, port: int, ipfs: str) -> list[Child]:
     from dim_pipelines.cli.supervise import Child
-    from dim_pipelines.orchestrator.dagster_instance import (
-        daemon_command,
-        dagster_environment,
-        webserver_command,
-        write_dagster_home,
-    )
+    from dim_pipelines.orchestrator.dagster_instance import daemon_command, dagster_environment, webserver_command
 
-    write_dagster_home(home)
     environment = {**os.environ, **dagster_environment(home), "DIM_IPFS": ipfs}
 
     async def answers() -> bool:
         return await asyncio.to_thread(_answers, port)
 
     return [
-        Child("dagster-webserver", webserver_command(port), environment, home.logs / "dagster-webserver.log", answers),
-        Child("dagster-daemon", daemon_command(), environment, home.logs / "dagster-daemon.log"),
+        Child(
+            "dagster-webserver",
+            webserver_command(home, port),
+            environment,
+            home.logs / "dagster-webserver.log",
+            answers,
+        ),
+        Child("dagster-daemon", daemon_command(home), environment, home.logs / "dagster-daemon.log"),
     ]
 
 

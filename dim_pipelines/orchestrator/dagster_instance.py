@@ -19,7 +19,8 @@ DEFINITIONS: Final = "dim_pipelines.definitions"
 """The module that Dagster loads."""
 PARTITIONS: Final = "batches"
 """The name of the dynamic partitions: one partition per batch, its key is the batch's id."""
-_LOCATION: Final = ("-m", DEFINITIONS, "-a", "defs")
+LOCATION: Final = "dim"
+"""The name of the code location in Dagster's pages; sensors' states and runs' origins carry it."""
 
 DAGSTER_YAML: Final = f"""\
 {MARK} remove this line to keep your own changes.
@@ -53,9 +54,18 @@ retention:
     purge_after_days: {{skipped: 1, success: 30, failure: 30, started: 30}}
 """
 
+WORKSPACE_YAML: Final = f"""\
+{MARK} remove this line to keep your own changes.
+load_from:
+  - python_module:
+      module_name: {DEFINITIONS}
+      attribute: defs
+      location_name: {LOCATION}
+"""
+
 
 def write_dagster_home(home: Home) -> Path:
-    """Make the home's DAGSTER_HOME and its `dagster.yaml`; a file without DIM's mark is kept as it is.
+    """Make the home's DAGSTER_HOME, its `dagster.yaml` and `workspace.yaml`; a file without DIM's mark is kept.
 
     Returns:
         The folder, for the environment variable DAGSTER_HOME.
@@ -63,19 +73,23 @@ def write_dagster_home(home: Home) -> Path:
     Raises:
         ConfigurationError: the folder cannot be written.
     """
-    path = home.dagster / "dagster.yaml"
     try:
         home.dagster.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.read_text(encoding="utf-8").startswith(MARK):
-            return home.dagster
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_text(DAGSTER_YAML, encoding="utf-8")
-        fresh.replace(path)
+        for name, text in (("dagster.yaml", DAGSTER_YAML), ("workspace.yaml", WORKSPACE_YAML)):
+            _write(home.dagster / name, text)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write {path}: {error.strerror}", hint="choose another folder with DIM_HOME"
+            f"cannot write {home.dagster}: {error.strerror}", hint="choose another folder with DIM_HOME"
         ) from error
     return home.dagster
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(MARK):
+        return
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def dagster_environment(home: Home) -> dict[str, str]:
@@ -87,11 +101,15 @@ def dagster_environment(home: Home) -> dict[str, str]:
     }
 
 
-def webserver_command(port: int, host: str = "127.0.0.1") -> list[str]:
+def webserver_command(home: Home, port: int, host: str = "127.0.0.1") -> list[str]:
     """Give the command of the web server. It has no login of its own: do not let it listen beyond this machine."""
-    return [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), *_LOCATION]
+    return [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), "-w", _workspace(home)]
 
 
-def daemon_command() -> list[str]:
+def daemon_command(home: Home) -> list[str]:
     """Give the command of Dagster's daemon, which runs sensors, schedules and the run queue."""
-    return [sys.executable, "-m", "dagster._daemon", "run", *_LOCATION]
+    return [sys.executable, "-m", "dagster._daemon", "run", "-w", _workspace(home)]
+
+
+def _workspace(home: Home) -> str:
+    return str(home.dagster / "workspace.yaml")

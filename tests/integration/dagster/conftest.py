@@ -23,8 +23,8 @@ from dim_pipelines.domain.model import DESCRIPTION_FILE, ModelDescription
 from dim_pipelines.identity.keys import format_public_key, load_or_create_key, public_bytes
 from dim_pipelines.node.process import NodeProcess
 from dim_pipelines.orchestrator.batches import Batches, BatchRow, submit_batch
-from dim_pipelines.orchestrator.dagster_daemon import add_partition
-from dim_pipelines.orchestrator.dagster_instance import dagster_environment, write_dagster_home
+from dim_pipelines.orchestrator.dagster_daemon import add_partition, prepare_instance
+from dim_pipelines.orchestrator.dagster_instance import dagster_environment
 from dim_pipelines.settings import Home
 
 ROOT = Path(__file__).parents[3]
@@ -109,7 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             await store.close()
 
     model = asyncio.run(add())
-    write_dagster_home(home)
+    prepare_instance(home)
     database = open_database(home.database_url)
     trust = format_public_key(public_bytes(key))
     with (

@@ -53,7 +53,7 @@ def _daemon(site: Any) -> Iterator[None]:
     """Dagster's daemon, as `dim up` starts it."""
     site.home.logs.mkdir(exist_ok=True)
     with (site.home.logs / "daemon.log").open("ab") as log:
-        process = subprocess.Popen(daemon_command(), env=site.environment, stdout=log, stderr=log)
+        process = subprocess.Popen(daemon_command(site.home), env=site.environment, stdout=log, stderr=log)
     yield
     process.terminate()
     process.wait(30)

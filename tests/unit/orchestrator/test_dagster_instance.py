@@ -10,7 +10,14 @@ import yaml
 
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.orchestrator.dagster_daemon import add_partition
-from dim_pipelines.orchestrator.dagster_instance import DAGSTER_YAML, MARK, PARTITIONS, write_dagster_home
+from dim_pipelines.orchestrator.dagster_instance import (
+    DAGSTER_YAML,
+    DEFINITIONS,
+    LOCATION,
+    MARK,
+    PARTITIONS,
+    write_dagster_home,
+)
 from dim_pipelines.settings import Home
 
 ROOT = Path(__file__).parents[3]
@@ -18,6 +25,14 @@ ROOT = Path(__file__).parents[3]
 
 def test_the_deployments_file_is_the_text_that_dim_writes() -> None:
     assert (ROOT / "deployment" / "dagster" / "dagster.yaml").read_text(encoding="utf-8") == DAGSTER_YAML
+
+
+def test_the_home_and_the_checkout_name_the_same_code_location(tmp_path: Path) -> None:
+    folder = write_dagster_home(Home.at(tmp_path))
+    (module,) = yaml.safe_load((folder / "workspace.yaml").read_text())["load_from"]
+
+    assert module["python_module"] == {"module_name": DEFINITIONS, "attribute": "defs", "location_name": LOCATION}
+    assert yaml.safe_load((ROOT / "workspace.yaml").read_text()) == {"load_from": [module]}
 
 
 def test_dagster_accepts_the_settings(tmp_path: Path) -> None:
