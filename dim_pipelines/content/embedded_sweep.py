@@ -41,8 +41,7 @@ def sweep(folder: Path, now_ms: int, grace_s: float) -> Collected:
             _Marks(shelf).hide(now_ms - round(grace_s * 1000))
             collected = _remove(shelf)
             _remove_leftovers(shelf, now_ms / 1000 - max(grace_s, _LEFTOVER_S))
-            if collected.blocks:
-                shelf.connection.execute("PRAGMA incremental_vacuum").fetchall()
+            _give_space_back(shelf.connection)
             return collected
         finally:
             shelf.close()
@@ -132,6 +131,15 @@ def _remove(shelf: Shelf) -> Collected:
                 total += size
         if not rows:
             return Collected(blocks, total)
+
+
+def _give_space_back(connection: sqlite3.Connection) -> None:
+    """Shorten the database by the pages that are free now, some at a time because each time locks writers out."""
+    free = -1
+    while (left := connection.execute("PRAGMA freelist_count").fetchone()[0]) not in (0, free):
+        free = left
+        # As a script: the statement frees a page per step, and `execute` takes one step only.
+        connection.executescript(f"PRAGMA incremental_vacuum({_BATCH});")
 
 
 def _remove_leftovers(shelf: Shelf, oldest_s: float) -> None:
