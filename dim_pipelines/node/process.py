@@ -42,6 +42,7 @@ class NodeProcess:
         """Use `start`."""
         self._process = process
         self._pipe = pipe
+        self._asked = False
         self.home = home
         self.name = str(announced["name"])
         self.address = str(announced["address"])
@@ -122,13 +123,15 @@ class NodeProcess:
         return self._process.poll() is None
 
     def terminate(self) -> None:
-        """Ask it to drain and end, without waiting."""
+        """Ask it to drain and end, without waiting; asked twice, it ends at once."""
+        self._asked = True
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Drain it, wait until it has ended, and give its exit code; killed when it takes longer."""
-        self.terminate()
+        if not self._asked:
+            self.terminate()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -108,9 +108,7 @@ async def test_every_way_out_is_open_without_the_walls(targets: dict[str, Any]) 
     assert {name: result for name, result in results.items() if result != "done"} == {}
 
 
-async def test_nothing_of_the_daemons_environment_is_inherited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_of_the_daemons_environment_is_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     (tmp_path / "models").mkdir()
     host = EngineHost(EngineConfig("cpu", ("echo",), 1, tmp_path / "models", tmp_path / "scratch"))
