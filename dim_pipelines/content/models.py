@@ -248,7 +248,7 @@ async def verify_model(cid: Cid, store: ContentStore, trusted: Container[bytes])
     try:
         description = await read_description(store, cid)
     except DimError as error:
-        return [*problems, error.message]
+        return list(dict.fromkeys([*problems, error.message]))
     package = ModelPackage(cid, description, await _signatures(store, cid, None))
     signers = await _signers(store, package)
     if not package.signatures:
