@@ -61,7 +61,7 @@ STAGE_SHARDS: Final = 64
 """Shards whose input is brought in one call, at most."""
 LOOK_SHARDS: Final = 2048
 """Shards about whose input a node is asked in one call."""
-GATHER_S: Final = 0.005
+GATHER_S: Final = 0.015
 """Seconds that an output waits for others to be fetched with."""
 _FETCHES: Final = 2
 _STAGES: Final = 2
@@ -321,8 +321,9 @@ class NodeLink:
 
     def _claim(self, session: DispatcherSession, assignment: Assignment) -> list[int]:
         ahead = 0 if self._shared else min(self._work.ahead, self._window)
-        wanted = session.credit + ahead - assignment.in_hand(self.name)
-        if wanted <= 0 or (not session.credit and wanted < ahead // 2):
+        in_hand = assignment.in_hand(self.name)
+        wanted = session.credit + ahead - in_hand
+        if wanted <= 0 or (in_hand and wanted < ahead // 2):
             return []  # what is ahead is brought in few large calls
         return assignment.claim(self.name, wanted, time.monotonic(), self._work.silent())
 

@@ -52,7 +52,7 @@ GRANT_S: Final = 24 * 3600.0
 """Seconds for which a run may use nodes with one grant."""
 PROGRESS_S: Final = 0.1
 """Seconds between two progress reports, at least."""
-AHEAD_SHARDS: Final = 32
+AHEAD_SHARDS: Final = 64
 """Small shards whose input is at a node before it has credit for them."""
 AHEAD_LARGE_SHARDS: Final = 3
 """The same for shards of several blocks."""
