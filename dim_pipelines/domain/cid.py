@@ -24,6 +24,7 @@ CODECS: Final = frozenset({RAW, DAG_PB, DAG_CBOR})
 
 _SHA2_256: Final = b"\x12\x20"
 _LENGTH: Final = 36
+_STARTS: Final = frozenset(bytes((1, codec)) + _SHA2_256 for codec in CODECS)
 
 
 class Cid(bytes):
@@ -40,7 +41,7 @@ class Cid(bytes):
         Raises:
             InputError: they are not a CIDv1 with SHA-256 and a codec that DIM uses.
         """
-        if len(raw) != _LENGTH or raw[0] != 1 or raw[1] not in CODECS or raw[2:4] != _SHA2_256:
+        if len(raw) != _LENGTH or raw[:4] not in _STARTS:
             raise InputError(
                 f"not a CID that DIM reads: {bytes(raw[:8]).hex()}…",
                 hint="DIM reads CIDv1 with sha2-256 of raw, dag-pb or dag-cbor blocks",

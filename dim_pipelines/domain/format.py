@@ -17,10 +17,11 @@ from dim_pipelines.errors import InputError
 
 
 def encode_cbor(value: Any) -> bytes:
-    """Encode plain data (maps, lists, str, int, float, bytes, Cid) as dag-cbor.
+    """Encode plain data (maps, lists, str, int, float, bytes, Cid) and values made of it as dag-cbor.
 
-    Tuples become lists. A `Cid`, or plain bytes that are one (36 bytes: so links of unknown optional fields
-    survive), becomes a link (tag 42); all other bytes are byte strings, even where they begin like a foreign CID.
+    Tuples become lists; a value becomes a map of its fields that are not None. A `Cid`, or plain bytes that
+    are one (36 bytes: so links of unknown optional fields survive), becomes a link (tag 42); all other bytes
+    are byte strings, even where they begin like a foreign CID.
 
     Raises:
         InputError: the value holds something dag-cbor cannot (a NaN, a huge integer, a key that is no text).
@@ -46,11 +47,14 @@ def decode_cbor(data: bytes) -> Any:
 
 
 def _plain(value: Any, odd: list[bytes]) -> Any:
-    """Turn tuples into lists, and collect in `odd` the bytes that libipld would take for a foreign CID."""
+    """Turn tuples into lists and values into maps; collect in `odd` the bytes that libipld takes for a foreign CID."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item, odd) if isinstance(item, (list, tuple, dict, bytes)) else item for item in value]
+        return [item if type(item) in _LEAVES else _plain(item, odd) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item, odd) for key, item in value.items()}
+    if isinstance(value, Value):
+        fields = {key: _plain(item, odd) for key, item in value.__dict__.items() if item is not None}
+        return fields | {key: _plain(item, odd) for key, item in (value.model_extra or {}).items()}
     # libipld writes any bytes that parse as a CID as a link: a key or a hash would be one in 2^18 times,
     # and a pin would then look for a block that nobody has
     if isinstance(value, bytes) and value[:1] in _CID_STARTS and not _is_link(value):
@@ -58,13 +62,15 @@ def _plain(value: Any, odd: list[bytes]) -> Any:
     return value
 
 
+_LEAVES = frozenset({Cid, int, str, float, bool, type(None)})
 _CID_STARTS = (b"\x01", b"\x12")
+_OWN_STARTS = frozenset(bytes((1, codec)) + b"\x12\x20" for codec in CODECS)
 
 
 def _is_link(value: bytes) -> bool:
     if isinstance(value, Cid):
         return True
-    return len(value) == 36 and value[0] == 1 and value[1] in CODECS and value[2:4] == b"\x12\x20"
+    return len(value) == 36 and value[:4] in _OWN_STARTS
 
 
 def _encode_odd(value: Any) -> bytes:
@@ -109,7 +115,7 @@ class Format(Value):
 
     def encode(self) -> bytes:
         """Give the canonical bytes."""
-        return encode_cbor(self.model_dump(exclude_none=True))
+        return encode_cbor(self)
 
     def cid(self) -> Cid:
         """Name the canonical bytes."""
