@@ -197,7 +197,7 @@ async def test_verify_names_what_is_missing_altered_or_not_trusted(store: Memory
     description = (await list_folder(store, added.cid))["dim-model.json"]
     del store._blocks[description]
     problems = await verify_model(added.cid, store, {public_bytes(KEY)})
-    assert [str(cid) in problem for cid, problem in zip((description, program), sorted(problems), strict=True)]
+    assert all(any(str(cid) in problem for problem in problems) for cid in (description, program))
     del store._blocks[added.cid]
     (problem,) = await verify_model(added.cid, store, {public_bytes(KEY)})
     assert str(added.cid) in problem
