@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from dim_pipelines.content.store import ContentStore
-    from dim_pipelines.node.process import NodeProcess
+    from dim_pipelines.node.process import NodeProcess, StartingNode
     from dim_pipelines.settings import Home
 
 OWNER: Final = "local"
@@ -129,7 +129,7 @@ class LocalNodes:
         self._ipfs = ipfs
         self._prefix = prefix
         self._folders = ExitStack()
-        self._starting: list[asyncio.Task[NodeProcess]] = []
+        self._nodes: list[tuple[StartingNode, asyncio.Task[NodeProcess]]] = []
 
     async def start(self) -> list[NodeProcess]:
         """Start them all and return when each is ready.
@@ -138,26 +138,25 @@ class LocalNodes:
             DimError: one did not start.
         """
         from dim_pipelines.identity.keys import format_public_key, load_or_create_key, public_bytes
+        from dim_pipelines.node.process import StartingNode
 
         trusted = format_public_key(public_bytes(load_or_create_key(self._home.user_key)))
         folders = self._folders.enter_context(node_homes(self._home, self._count))
         for number, folder in enumerate(folders, start=1):
-            one = asyncio.to_thread(_start_node, folder, f"{self._prefix}-{number}", trusted, self._ipfs)
-            self._starting.append(asyncio.create_task(one))
-        return [await asyncio.shield(starting) for starting in self._starting]
+            name = f"{self._prefix}-{number}"
+            node = StartingNode.spawn(folder, name=name, trust=[trusted], ipfs=self._ipfs)
+            self._nodes.append((node, asyncio.create_task(asyncio.to_thread(node.wait))))
+        return [await asyncio.shield(serving) for _, serving in self._nodes]
 
     async def stop(self) -> None:
-        """Stop those that were started, also those that are just starting; returns when they have ended."""
-        started = await asyncio.gather(*self._starting, return_exceptions=True)
-        nodes = [node for node in started if not isinstance(node, BaseException)]
-        await asyncio.gather(*(asyncio.to_thread(node.stop, STOP_S) for node in nodes))
+        """Stop those that serve and end those that do not yet; returns when all have ended."""
+        for node, serving in self._nodes:
+            if not serving.done():
+                node.kill()
+        served = await asyncio.gather(*(serving for _, serving in self._nodes), return_exceptions=True)
+        alive = [node for node in served if not isinstance(node, BaseException)]
+        await asyncio.gather(*(asyncio.to_thread(node.stop, STOP_S) for node in alive))
         self._folders.close()
-
-
-def _start_node(folder: Path, name: str, trusted: str, ipfs: str) -> NodeProcess:
-    from dim_pipelines.node.process import NodeProcess
-
-    return NodeProcess.start(folder, name=name, trust=[trusted], ipfs=ipfs)
 
 
 @asynccontextmanager

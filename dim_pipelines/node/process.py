@@ -63,7 +63,7 @@ class NodeProcess:
         engines: Sequence[str] = (),
         options: Sequence[str] = (),
         timeout_s: float = START_TIMEOUT_S,
-    ) -> Self:
+    ) -> NodeProcess:
         """Spawn a daemon and wait until it serves (about 3 s with torch, 1 s without).
 
         Args:
@@ -81,41 +81,12 @@ class NodeProcess:
             DimError: what the daemon said when it could not start.
             NodeUnreachable: it ended or said nothing in time.
         """
-        reading, writing = os.pipe()
-        command = [sys.executable, "-m", "dim_pipelines.node", "--home", str(home), "--name", name, "--ipfs", ipfs]
-        command += ["--threads", str(threads), "--parent", str(reading), *options]
-        if listen:
-            command += ["--listen", listen]
-        for option, values in (("--trust", trust), ("--engine", engines)):
-            for value in values:
-                command += [option, value]
-        log = home / "logs" / "node.log"
-        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with log.open("ab") as errors:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    pass_fds=(reading,),
-                    env=_environment(),
-                    start_new_session=True,  # Ctrl-C is for this process, which then stops the daemon in order
-                )
-        except BaseException:
-            os.close(writing)
-            raise
-        finally:
-            os.close(reading)
-        try:
-            return cls(process, writing, home, _first_line(process, timeout_s, log))
-        except BaseException:
-            os.close(writing)
-            process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
-            raise
+        more = [*options, *(["--listen", listen] if listen else [])]
+        for engine in engines:
+            more += ["--engine", engine]
+        return StartingNode.spawn(home, name=name, trust=trust, ipfs=ipfs, threads=threads, options=more).wait(
+            timeout_s
+        )
 
     @property
     def alive(self) -> bool:
@@ -160,6 +131,76 @@ class NodeProcess:
             os.close(self._pipe)
             self._pipe = -1
         return code
+
+
+class StartingNode:
+    """A daemon that was spawned and does not serve yet."""
+
+    def __init__(self, process: subprocess.Popen[bytes], pipe: int, home: Path, log: Path) -> None:
+        """Use `spawn`."""
+        self._process = process
+        self._pipe = pipe
+        self._home = home
+        self._log = log
+
+    @classmethod
+    def spawn(
+        cls,
+        home: Path,
+        *,
+        name: str,
+        trust: Sequence[str] = (),
+        ipfs: str = "embedded",
+        threads: int = 1,
+        options: Sequence[str] = (),
+    ) -> Self:
+        """Spawn a daemon, without waiting for it; arguments as of `NodeProcess.start`."""
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "dim_pipelines.node", "--home", str(home), "--name", name, "--ipfs", ipfs]
+        command += ["--threads", str(threads), "--parent", str(reading), *options]
+        for key in trust:
+            command += ["--trust", key]
+        log = home / "logs" / "node.log"
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with log.open("ab") as errors:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    pass_fds=(reading,),
+                    env=_environment(),
+                    start_new_session=True,  # Ctrl-C is for this process, which then stops the daemon in order
+                )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        return cls(process, writing, home, log)
+
+    def wait(self, timeout_s: float = START_TIMEOUT_S) -> NodeProcess:
+        """Wait until it serves; when it does not, it is killed.
+
+        Raises:
+            DimError: what the daemon said when it could not start.
+            NodeUnreachable: it ended (`kill` ends it) or said nothing in time.
+        """
+        try:
+            return NodeProcess(self._process, self._pipe, self._home, _first_line(self._process, timeout_s, self._log))
+        except BaseException:
+            os.close(self._pipe)
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdout:
+                self._process.stdout.close()
+            raise
+
+    def kill(self) -> None:
+        """End it at once; a `wait` in another thread then raises."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
 
 def _environment() -> dict[str, str]:
