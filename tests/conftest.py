@@ -6,9 +6,11 @@ is skipped with the command that brings it; with `CI=true` it fails instead, so 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,6 +91,27 @@ def require_tool(require: Callable[[bool, str, str], None]) -> Callable[[str], P
 def ipfs_binary(require_tool: Callable[[str], Path]) -> Path:
     """Give the path of a real Kubo."""
     return require_tool("ipfs")
+
+
+@pytest.fixture(scope="session")
+def kubo_address(ipfs_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a real private Kubo for the session, on a loop of its own, and give the address of its RPC."""
+    from dim_pipelines.content.kubo_daemon import KuboDaemon
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="kubo-fixture")
+    thread.start()
+    try:
+        start = KuboDaemon.start(tmp_path_factory.mktemp("kubo") / "repository", ipfs_binary)
+        daemon = asyncio.run_coroutine_threadsafe(start, loop).result(60)
+        try:
+            yield daemon.address
+        finally:
+            asyncio.run_coroutine_threadsafe(daemon.stop(), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -358,8 +358,8 @@ def _parts(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 def _peer_id(rpc: KuboRpc) -> str:
     answers: list[dict[str, Any]] = rpc.json("/id")
-    if len(answers) != 1 or not str(answers[0].get("AgentVersion", "")).startswith("kubo/"):
-        raise ConfigurationError(f"what answers at {rpc.address} is not a Kubo")
+    if len(answers) != 1 or not str(answers[0].get("AgentVersion", "")).startswith("kubo/") or not answers[0].get("ID"):
+        raise rpc.not_a_kubo()
     return str(answers[0]["ID"])
 
 

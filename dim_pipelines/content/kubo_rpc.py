@@ -74,6 +74,7 @@ class KuboRpc:
         self._multiaddr = parse_address(address)
         self._local = threading.local()
         self._clients: list[ipfshttpclient.Client] = []
+        self._has_answered = False
         self._client()  # refuses a malformed address now
 
     def close(self) -> None:
@@ -103,8 +104,10 @@ class KuboRpc:
             ContentUnavailable: nothing answers, or there is no space.
             ConfigurationError: what answers is not a Kubo's RPC, or refuses us.
         """
-        found: list[Json] = self._call(path, arguments, options, body, "json", timeout_s)
-        return found
+        found = self._call(path, arguments, options, body, "json", timeout_s)
+        if not all(isinstance(each, dict) for each in found):
+            raise self.not_a_kubo()
+        return list(found)
 
     def read(self, path: str, *arguments: str, options: Mapping[str, str] | None = None) -> bytes:
         """Call and give the bytes of the answer, which may have been cut: the caller verifies.
@@ -125,7 +128,7 @@ class KuboRpc:
             ) as answer:
                 yield from answer
         except (foreign.ConnectionError, foreign.ProtocolError, requests.RequestException) as error:
-            raise self._unavailable(error) from error
+            raise self._unavailable() from error
         except foreign.Error as error:
             raise self._translated(path, arguments, error) from error
 
@@ -148,19 +151,21 @@ class KuboRpc:
             if timeout_s is not None:
                 sent["timeout"] = (CONNECT_S, timeout_s)
             try:
-                return self._client()._client.request(path, arguments, **sent)
+                answer = self._client()._client.request(path, arguments, **sent)
+                self._has_answered = True
+                return answer
             except (foreign.ConnectionError, foreign.ProtocolError, requests.ConnectionError) as error:
                 # Every call that DIM makes may be made twice; a session whose Kubo was restarted breaks once.
-                pause = next(pauses, None)
+                pause = next(pauses, None) if self._has_answered else None
                 if pause is None:
-                    raise self._unavailable(error) from error
+                    raise self._unavailable() from error
                 time.sleep(pause)
             except foreign.Error as error:
                 raise self._translated(path, arguments, error) from error
             except (requests.RequestException, OSError, ValueError, AssertionError) as error:
-                raise self._unavailable(error) from error
+                raise self._unavailable() from error
 
-    def _unavailable(self, error: Exception) -> ContentUnavailable:
+    def _unavailable(self) -> ContentUnavailable:
         return ContentUnavailable(
             f"no Kubo answers at {self.address}",
             hint="is it running? its RPC address stands in the file `api` of its repository",
@@ -169,7 +174,9 @@ class KuboRpc:
     def _translated(self, path: str, arguments: tuple[str, ...], error: foreign.Error) -> Exception:
         what = f"{path.strip('/')} {arguments[0] if arguments else ''}".strip()
         if isinstance(error, foreign.TimeoutError):
-            return ContentUnavailable(f"the Kubo at {self.address} did not answer {what} in time")
+            return ContentUnavailable(
+                f"the Kubo at {self.address} did not answer {what} in time", hint="is it overloaded, or stopped?"
+            )
         if isinstance(error, foreign.ErrorResponse):
             message = str(error.args[0] if error.args else error)
             if any(text in message for text in ("not found", "could not find", "deadline exceeded")):
@@ -185,6 +192,10 @@ class KuboRpc:
                 return ConfigurationError(
                     f"the Kubo at {self.address} does not let us in", hint="see API.Authorizations in its config"
                 )
+        return self.not_a_kubo()
+
+    def not_a_kubo(self) -> ConfigurationError:
+        """Say that something answers, but something else."""
         return ConfigurationError(
             f"what answers at {self.address} is not the RPC of a Kubo",
             hint="the RPC is the address in Addresses.API (mostly port 5001), not the gateway",
