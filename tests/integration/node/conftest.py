@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,19 +67,24 @@ class Stream:
     reader: asyncio.Task[None] | None = None
 
     async def read(self) -> None:
-        async for message in self.call:
-            for event in self.session.receive(message, time.monotonic()):
-                if isinstance(event, SessionOpened):
-                    self.opened = event
-                elif isinstance(event, SessionRefused):
-                    self.refused = event
-                elif isinstance(event, TasksAnswered):
-                    self.outcomes += event.outcomes
-                elif not isinstance(event, CreditGranted):
-                    self.keep_alives += 1
-            self.changed.set()
-        self.ended = True
-        self.changed.set()
+        try:
+            async for message in self.call:
+                self.take(message)
+                self.changed.set()
+            self.ended = True
+        finally:
+            asyncio.get_running_loop().call_soon(self.changed.set)
+
+    def take(self, message: node_pb2.NodeMessage) -> None:
+        for event in self.session.receive(message, time.monotonic()):
+            if isinstance(event, SessionOpened):
+                self.opened = event
+            elif isinstance(event, SessionRefused):
+                self.refused = event
+            elif isinstance(event, TasksAnswered):
+                self.outcomes += event.outcomes
+            elif not isinstance(event, CreditGranted):
+                self.keep_alives += 1
 
     async def until(self, condition: Callable[[Stream], object], timeout_s: float = 30.0) -> None:
         async with asyncio.timeout(timeout_s):
@@ -245,7 +249,7 @@ def children() -> Callable[[int], list[int]]:
 
     def find(pid: int) -> list[int]:
         found = []
-        for name in os.listdir("/proc"):
+        for name in (path.name for path in Path("/proc").iterdir()):
             if name.isdigit():
                 try:
                     fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()

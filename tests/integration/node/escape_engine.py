@@ -25,14 +25,15 @@ TRIES: dict[str, Callable[[Mapping[str, Any]], object]] = {}
 
 
 def boot(targets: Mapping[str, Any]) -> str:
-    folder = str(Path(__file__).parent)
+    source = Path(__file__).read_text()
     return (
         "import sys, json; c = json.loads(sys.argv[1]); sys.path[:] = c['sys_path']\n"
         "from dim_pipelines.node.engine_process import main\n"
-        "def probe(device, threads):\n"
-        f"    exec(compile({Path(__file__).read_text()!r}, 'escape_engine.py', 'exec'), g := {{'__name__': 'escape', '__file__': {folder!r}}})\n"
-        f"    return g['EscapeEngine'](json.loads({json.dumps(dict(targets))!r}))\n"
-        "main(c, {'escape': probe})\n"
+        "def escape(device, threads):\n"
+        "    names = {'__name__': 'escape'}\n"
+        f"    exec(compile({source!r}, 'escape_engine.py', 'exec'), names)\n"
+        f"    return names['EscapeEngine'](json.loads({json.dumps(dict(targets))!r}))\n"
+        "main(c, {'escape': escape})\n"
     )
 
 
@@ -48,7 +49,7 @@ def read_the_key(targets: Mapping[str, Any]) -> None:
 
 @attempt
 def list_the_home(targets: Mapping[str, Any]) -> None:
-    assert os.listdir(targets["home"])
+    assert list(Path(targets["home"]).iterdir())
 
 
 @attempt
@@ -63,7 +64,7 @@ def read_the_parents_environment(targets: Mapping[str, Any]) -> None:
 
 @attempt
 def list_the_parents_descriptors(targets: Mapping[str, Any]) -> None:
-    assert os.listdir(f"/proc/{os.getppid()}/fd")
+    assert list(Path(f"/proc/{os.getppid()}/fd").iterdir())
 
 
 @attempt
@@ -161,7 +162,7 @@ def empty_a_file_by_reading(targets: Mapping[str, Any]) -> None:
 
 @attempt
 def widen_the_keys_mode(targets: Mapping[str, Any]) -> None:
-    os.chmod(targets["key"], 0o644)
+    Path(targets["key"]).chmod(0o644)
 
 
 @attempt

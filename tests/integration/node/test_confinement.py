@@ -118,12 +118,16 @@ async def test_nothing_of_the_daemons_environment_is_inherited(tmp_path: Path, m
         assert b"secret" not in environment
         names = {line.split(b"=")[0] for line in environment.split(b"\0") if line}
         assert names <= {*(name.encode() for name in host.config.environment()), b"LC_CTYPE"}
-        descriptors = [os.readlink(f"/proc/{host.pid}/fd/{name}") for name in os.listdir(f"/proc/{host.pid}/fd")]
+        descriptors = await asyncio.to_thread(open_descriptors, host.pid)
         assert sum(name.startswith("socket:") for name in descriptors) == 1
         limits = await asyncio.to_thread(Path(f"/proc/{host.pid}/status").read_text)
         assert "NoNewPrivs:\t1" in limits and "Seccomp:\t2" in limits
     finally:
         await host.kill()
+
+
+def open_descriptors(pid: int | None) -> list[str]:
+    return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 async def test_a_home_that_models_could_read_is_refused(tmp_path: Path) -> None:
@@ -196,5 +200,5 @@ async def test_an_engine_process_that_says_nothing_names_its_last_words(tmp_path
     (tmp_path / "models").mkdir()
     config = EngineConfig("cpu", ("echo",), 1, tmp_path / "models", tmp_path / "scratch")
     host = EngineHost(config, "raise RuntimeError('no such library')")
-    with pytest.raises(EngineFailed, match="exit code 1.*no such library"):
+    with pytest.raises(EngineFailed, match=r"exit code 1.*no such library"):
         await host.start()

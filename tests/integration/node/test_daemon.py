@@ -245,8 +245,8 @@ async def test_health_reflection_metrics_and_node_json(shared_node: NodeProcess,
         "key": shared_node.key,
         "metrics": shared_node.metrics,
     }
-    socket_mode = os.stat(shared_node.address.removeprefix("unix:")).st_mode & 0o777
-    assert socket_mode == 0o600
+    socket_path = Path(shared_node.address.removeprefix("unix:"))
+    assert (await asyncio.to_thread(socket_path.stat)).st_mode & 0o777 == 0o600
 
 
 async def test_blocks_are_verified_and_bounded(client: Any) -> None:
@@ -297,7 +297,7 @@ async def test_warming_a_model_tells_how_far_it_is(client: Any) -> None:
 def test_addresses_and_homes_in_use_are_refused(shared_node: NodeProcess, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="in use"):
         NodeProcess.start(tmp_path, name="x", listen=shared_node.address, engines=["echo"])
-    with pytest.raises(ConfigurationError, match="runs in .* already"):
+    with pytest.raises(ConfigurationError, match=r"runs in .* already"):
         NodeProcess.start(shared_node.home, name="x", engines=["echo"])
     with pytest.raises(ConfigurationError, match="not loopback") as caught:
         NodeProcess.start(tmp_path, name="x", listen="0.0.0.0:7000", engines=["echo"])
