@@ -299,7 +299,7 @@ def _engine(config: NodeConfig, device: str, confine: bool) -> EngineConfig:
         models=home.node / "models",
         scratch=home.node / "scratch" / device.replace(":", "-"),
         secrets=(home.node_key, home.user_key, home.trusted, home.root / "dim.db"),
-        memory_bytes=config.device_bytes + _PROCESS_BYTES if cpu and config.device_bytes else 0,
+        memory_bytes=(config.device_bytes or int(_machine_bytes() * _CPU_SHARE)) + _PROCESS_BYTES if cpu else 0,
         confine=confine,
     )
 
@@ -329,6 +329,10 @@ def _device(device: str, hello: Hello) -> Device:
 
 def _budget(device: Device) -> int:
     return int(device.memory_bytes * (_CPU_SHARE if device.kind == "cpu" else _CUDA_SHARE))
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _version() -> str:

@@ -20,7 +20,7 @@ from dim_pipelines.content.unixfs import file_blocks, read_bytes
 from dim_pipelines.domain.cid import RAW, Cid
 from dim_pipelines.domain.events import Task, TaskDone, TaskFailed, Usage
 from dim_pipelines.domain.grant import Grant
-from dim_pipelines.errors import Cancelled, ContentError, DimError, InputError, NodeBusy, ProtocolError
+from dim_pipelines.errors import Cancelled, ContentError, DimError, Forbidden, InputError, NodeBusy, ProtocolError
 from dim_pipelines.node.admission import credit_window
 from dim_pipelines.node.lanes import Computed, Item, Lane
 from dim_pipelines.node.plans import ReadyStep
@@ -39,6 +39,8 @@ MAX_OUTCOMES: Final = 256
 """The most outcomes in one message."""
 MAX_FLUSH_BYTES: Final = 64 << 20
 """About how many bytes of outputs are stored in one call."""
+MAX_WEIGHT: Final = 1000
+"""The largest weight that a grant can give."""
 PREFETCH_BYTES: Final = 128 << 20
 """How many bytes of inputs a session may have waiting, beyond the first."""
 
@@ -73,7 +75,7 @@ class WorkStream:
         """Join the devices' loops; `run` serves the stream until it ends."""
         self.session = session
         self.grant = grant
-        self.lane = Lane(grant.owner, grant.weight, steps, self._deliver)
+        self.lane = Lane(grant.owner, min(max(grant.weight, 1), MAX_WEIGHT), steps, self._deliver)
         self.cut: Cut | None = None
         self._runners = runners
         self._store = store
@@ -225,12 +227,12 @@ class WorkStream:
             if not self._computed:
                 self._answerable.clear()
             outcomes = await self._stored(some)
-            for item in some:
+            for start in range(0, len(outcomes), MAX_OUTCOMES):
+                await self._send(self.session.outcomes(outcomes[start : start + MAX_OUTCOMES]))
+            for item in some:  # after they were sent: a drain waits until there are none
                 self._items.pop(item.item.key, None)
                 code = item.error.code if item.error else "done"
                 self._metrics.tasks.labels(self._runners[0].device, code).inc()
-            for start in range(0, len(outcomes), MAX_OUTCOMES):
-                await self._send(self.session.outcomes(outcomes[start : start + MAX_OUTCOMES]))
             self._drained.set()
             await self._grant()
 
@@ -279,6 +281,8 @@ class WorkStream:
         while self.session.silent_for(time.monotonic()) < SILENCE_S:
             await self._send(self.session.keep_alive())
             await asyncio.sleep(KEEP_ALIVE_S)
+            if time.time() * 1000 >= self.grant.not_after_ms:
+                self.end(Cut(Forbidden.code, f"the grant for batch {self.grant.batch} has ended"))
         log.warning("batch %s: the dispatcher has been silent for %.0f s", self.grant.batch, SILENCE_S)
 
     def _leave(self) -> None:

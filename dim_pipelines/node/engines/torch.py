@@ -114,6 +114,8 @@ class TorchEngine(ProcessMemory):
         name = description.files.get("program")
         if not name:
             raise EngineFailed("the package names no file with the role 'program'")
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise EngineFailed(f"the program {name!r} does not lie in the package")
         try:
             with (folder / name).open("rb") as file:
                 module = torch.export.load(file).module()

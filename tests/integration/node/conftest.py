@@ -29,7 +29,7 @@ from dim_pipelines.identity.signatures import MODEL_DOMAIN, sign
 from dim_pipelines.node.process import NodeProcess
 from dim_pipelines.wire.channel import open_channel
 from dim_pipelines.wire.session import CreditGranted, DispatcherSession, SessionOpened, SessionRefused, TasksAnswered
-from dim_pipelines.wire.v1 import blocks_pb2, blocks_pb2_grpc, node_pb2_grpc
+from dim_pipelines.wire.v1 import blocks_pb2, blocks_pb2_grpc, node_pb2, node_pb2_grpc
 
 WIDTH = 8
 

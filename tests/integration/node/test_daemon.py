@@ -150,6 +150,14 @@ async def test_strangers_and_impossible_plans_are_refused(client: Any) -> None:
     assert nothing.refused.code == "input" and "dim-model.json" in nothing.refused.reason
 
 
+async def test_a_session_ends_with_its_grant(client: Any) -> None:
+    plan = await client.put_echo_plan()
+    stream = await client.open(plan, batch="short", not_after_ms=int(time.time() * 1000) + 700, weight=-3)
+    assert stream.opened
+    await stream.until(lambda stream: stream.refused)
+    assert stream.refused.code == "forbidden" and "has ended" in stream.refused.reason
+
+
 async def test_a_model_that_does_not_fit_is_refused_with_need_and_free(start_node: Start) -> None:
     _, client = start_node(options=["--device-bytes", "100000"])
     from_shared = {"dim-model.json": _echo_json(), "weights": bytes(200_000)}
