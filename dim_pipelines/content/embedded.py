@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from dim_pipelines.content.embedded_shelf import SMALL_BYTES, Shelf, prepare, storage_errors
+from dim_pipelines.content.embedded_shelf import SMALL_BYTES, FileVanished, Shelf, prepare, storage_errors
 from dim_pipelines.content.embedded_sweep import sweep
 from dim_pipelines.content.links import links
 from dim_pipelines.content.store import COLLECT_GRACE_S, Block, Collected, Pin
@@ -90,7 +90,7 @@ class EmbeddedContentStore:
 
     async def get(self, cid: Cid) -> bytes:
         """Read one block: see `ContentStore.get`."""
-        return (await self._verified(lambda shelf: [Block(cid, shelf.read(cid))], [cid]))[0].data
+        return (await self._verified(lambda shelf: [Block(cid, shelf.read(cid))], cid))[0].data
 
     async def get_many(self, cids: Sequence[Cid]) -> AsyncGenerator[Block, None]:
         """Read blocks in order, the next few MiB while the caller uses the last: see `ContentStore.get_many`."""
@@ -100,7 +100,7 @@ class EmbeddedContentStore:
         def read(start: int) -> asyncio.Task[list[Block]]:
             window = cids[start : start + _READ_AHEAD_BLOCKS]
             return asyncio.ensure_future(
-                self._verified(lambda shelf: shelf.read_some(window, _READ_AHEAD_BYTES), window)
+                self._verified(lambda shelf: shelf.read_some(window, _READ_AHEAD_BYTES), window[0])
             )
 
         try:
@@ -176,11 +176,12 @@ class EmbeddedContentStore:
 
         await asyncio.to_thread(close)
 
-    async def _verified(self, read: Callable[[Shelf], list[Block]], cids: Sequence[Cid]) -> list[Block]:
+    async def _verified(self, read: Callable[[Shelf], list[Block]], cid: Cid) -> list[Block]:
+        """Read; `cid` is the block whose damage makes the reading fail."""
         try:
             return await self._read(read)
-        except ContentMismatch:
-            await self._write(lambda shelf: _note_damage(shelf, cids))
+        except (ContentMismatch, FileVanished):
+            await self._write(lambda shelf: shelf.note_damage(cid))
             raise
 
     async def _read(self, work: Callable[[Shelf], T]) -> T:
@@ -235,13 +236,3 @@ def _check_reach(shelf: Shelf, root: Cid) -> None:
             elif link not in seen:
                 seen.add(link)
                 todo.append(link)
-
-
-def _note_damage(shelf: Shelf, cids: Sequence[Cid]) -> None:
-    for cid in cids:
-        try:
-            shelf.read(cid)
-        except ContentMismatch:
-            shelf.mark_damaged(cid)
-        except ContentNotFound:
-            continue

@@ -27,7 +27,13 @@ from typing import Final
 from dim_pipelines.content.store import Block, Pin
 from dim_pipelines.content.verify import check_block
 from dim_pipelines.domain.cid import Cid
-from dim_pipelines.errors import ConfigurationError, ContentError, ContentNotFound, ContentUnavailable
+from dim_pipelines.errors import (
+    ConfigurationError,
+    ContentError,
+    ContentMismatch,
+    ContentNotFound,
+    ContentUnavailable,
+)
 
 SMALL_BYTES: Final = 64 * 1024
 """The largest block that is a row; a larger one is a file (0.06 ms against 0.5 ms for 16 KiB: measured)."""
@@ -66,6 +72,10 @@ INSERT INTO counters VALUES ('pins', 0), ('syncs', 0);
 
 _FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _incoming = itertools.count()
+
+
+class FileVanished(ContentNotFound):
+    """The row of a large block is there, but its file is not: a power loss took it, or a person did."""
 
 
 @contextmanager
@@ -209,22 +219,30 @@ class Shelf:
         found = self.connection.execute(
             "SELECT size, blocks.row, data FROM blocks LEFT JOIN bytes ON bytes.row = blocks.row WHERE cid = ?", (cid,)
         ).fetchone()
-        data: bytes | None = None
-        if found is not None:
-            try:
-                data = self.path(cid).read_bytes() if found[1] is None else found[2]
-            except FileNotFoundError:
-                data = None
-        if data is None:
+        if found is None:
             raise ContentNotFound(f"block {cid} is not in this store")
-        return check_block(cid, data, found[0])
+        size, row, data = found
+        if row is None:
+            try:
+                data = self.path(cid).read_bytes()
+            except FileNotFoundError as error:
+                raise FileVanished(f"the file of block {cid} is not in this store any more") from error
+        return check_block(cid, data, size)
 
     def read_some(self, cids: Sequence[Cid], budget: int) -> list[Block]:
-        """Read blocks in order until `budget` bytes are reached; at least one."""
+        """Read blocks in order until `budget` bytes are reached or one cannot be read; at least one.
+
+        Raises: as `read`, for the first block.
+        """
         blocks: list[Block] = []
         total = 0
         for cid in cids:
-            blocks.append(Block(cid, self.read(cid)))
+            try:
+                blocks.append(Block(cid, self.read(cid)))
+            except ContentError:
+                if not blocks:
+                    raise
+                break
             total += len(blocks[-1].data)
             if total >= budget:
                 break
@@ -234,12 +252,16 @@ class Shelf:
         """Tell whether the block is here and not known to be damaged."""
         return self.connection.execute("SELECT 1 FROM blocks WHERE cid = ? AND gone = 0", (cid,)).fetchone() is not None
 
-    def mark_damaged(self, cid: Cid) -> None:
-        """Note that a block's bytes are wrong, so that `have` denies it and the next put writes it anew."""
-        with self.writing() as connection:
-            connection.execute("UPDATE blocks SET gone = 1 WHERE cid = ?", (cid,))
-            if connection.execute("SELECT 1 FROM blocks WHERE cid = ? AND row IS NULL", (cid,)).fetchone():
+    def note_damage(self, cid: Cid) -> None:
+        """Hide a block that cannot be read, so that `have` denies it and the next put writes it anew."""
+        with self.writing() as connection:  # under the lock, because a put may have mended it since it was read
+            try:
+                self.read(cid)
+            except (ContentMismatch, FileVanished):
+                connection.execute("UPDATE blocks SET gone = 1 WHERE cid = ?", (cid,))
                 self.path(cid).unlink(missing_ok=True)
+            except ContentNotFound:
+                return
 
     def put_pin(self, root: Cid, pin: Pin) -> tuple[int | None, int] | None:
         """Write a recursive pin and give what stood there before: (expires_ms, recursive)."""

@@ -72,7 +72,8 @@ class ContentStore(Protocol):
         `sync` has returned. Either all blocks are stored or the call raises and each is whole or absent.
 
         Raises:
-            ContentMismatch: a block's bytes are not what its CID names; nothing was stored.
+            ContentMismatch: a block's bytes are not what its CID names, or not of the codec that it says; nothing
+                was stored.
             ContentUnavailable: the store does not answer or has no space.
         """
         ...

@@ -98,7 +98,17 @@ async def test_a_file_that_vanished_is_written_again(store: EmbeddedContentStore
     path_of(tmp_path, block).unlink()
     with pytest.raises(ContentNotFound):
         await store.get(block.cid)
+    assert await store.have([block.cid]) == frozenset()
     await store.put([block])
+    assert await store.get(block.cid) == block.data
+
+
+async def test_damage_that_was_mended_meanwhile_is_not_noted(store: EmbeddedContentStore, tmp_path: Path) -> None:
+    block = raw(SMALL_BYTES + 1)
+    await store.put([block])
+    await store._write(lambda shelf: shelf.note_damage(block.cid))
+    await store._write(lambda shelf: shelf.note_damage(raw(5).cid))
+    assert await store.have([block.cid]) == {block.cid}
     assert await store.get(block.cid) == block.data
 
 

@@ -141,7 +141,7 @@ async def test_reads_files_whose_leaves_are_dag_pb(store: MemoryContentStore) ->
 LEAF = raw(b"leaf")
 BAD_FILES = {
     "dag-cbor": [Block(Cid.of(DAG_CBOR, encode_cbor({})), encode_cbor({}))],
-    "not dag-pb": [Block(Cid.of(DAG_PB, b"\xff"), b"\xff")],
+    "not UnixFS": [Block(Cid.of(DAG_PB, encode_node([], b"\xff")), encode_node([], b"\xff"))],
     "a folder": [Block(Cid.of(DAG_PB, encode_node([], encode_directory())), encode_node([], encode_directory()))],
     "more sizes than links": [LEAF, node([LEAF], [4, 4])],
     "fewer sizes than links": [LEAF, node([LEAF, LEAF], [4])],

@@ -84,7 +84,7 @@ async def test_says_which_file_is_missing(store: MemoryContentStore, tmp_path: P
 
 BAD_FOLDERS = {
     "a file": LEAF,
-    "not dag-pb": Block(Cid.of(DAG_PB, b"\xff"), b"\xff"),
+    "not UnixFS": folder([], b"\xff"),
     "leads upwards": folder([Link(LEAF.cid, "../../etc/passwd", 4)]),
     "is the folder above": folder([Link(LEAF.cid, "..", 4)]),
     "is the folder itself": folder([Link(LEAF.cid, ".", 4)]),
