@@ -24,13 +24,13 @@ from dim_pipelines.content.manifest import DeadWriter, ShardWriter, read_dataset
 from dim_pipelines.content.models import ModelPackage
 from dim_pipelines.content.readers import open_path
 from dim_pipelines.content.rows import ROW_COLUMN, Judged, RowJudge, check_dataset
-from dim_pipelines.content.shards import MAX_SHARD_BYTES, columns_of, encode_shard
+from dim_pipelines.content.shards import columns_of, encode_shard
 from dim_pipelines.content.source import Source
 from dim_pipelines.content.store import Block, ContentStore, Pin
 from dim_pipelines.content.tables import read_shard
 from dim_pipelines.domain.batch import BatchSpec, InputSpec, RowErrorPolicy
 from dim_pipelines.domain.cid import DAG_CBOR, DAG_PB, Cid, looks_like_cid
-from dim_pipelines.domain.dataset import Dataset
+from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Dataset
 from dim_pipelines.errors import InputError
 from dim_pipelines.scheduling.sharding import choose_batch_rows, choose_shard_rows
 

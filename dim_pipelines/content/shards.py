@@ -16,13 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dim_pipelines.domain.cid import RAW, Cid
-from dim_pipelines.domain.dataset import Column
+from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Column
 from dim_pipelines.errors import InputError
-
-MAX_SHARD_BYTES: Final = 64 << 20
-"""The largest shard, in bytes: a node takes it whole (`NodeDescription.max_input_bytes`)."""
-LEAF_BYTES: Final = 256 << 10
-"""A shard up to this size is one raw block; a larger one is a UnixFS file with chunks of this size."""
 
 _OPTIONS: Final = pa.ipc.IpcWriteOptions(
     metadata_version=pa.ipc.MetadataVersion.V5, compression=None, use_threads=False, emit_dictionary_deltas=False

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from dim_pipelines.content.files import read_bytes
 from dim_pipelines.content.manifest import shards
-from dim_pipelines.content.shards import MAX_SHARD_BYTES, decode_shard
+from dim_pipelines.content.shards import decode_shard
 from dim_pipelines.content.store import ContentStore
 from dim_pipelines.domain.cid import RAW, Cid
-from dim_pipelines.domain.dataset import Dataset, Result
+from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Dataset, Result
 from dim_pipelines.errors import ContentMismatch
 
 _AHEAD: Final = 64

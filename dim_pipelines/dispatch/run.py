@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dim_pipelines.content.manifest import ShardWriter, read_dataset, shards, write_root
 from dim_pipelines.content.models import ModelPackage
-from dim_pipelines.content.shards import MAX_SHARD_BYTES, columns_of, decode_shard
+from dim_pipelines.content.shards import columns_of, decode_shard
 from dim_pipelines.content.store import Block, ContentStore, Pin
 from dim_pipelines.content.unixfs import file_size, read_bytes
 from dim_pipelines.dispatch.dispatcher import Dispatcher, ShardGivenUp
@@ -34,7 +34,7 @@ from dim_pipelines.dispatch.shard_inputs import ShardInputs
 from dim_pipelines.dispatch.transfer import BlockTransfer
 from dim_pipelines.dispatch.write_ahead import WriteAhead, read_write_ahead
 from dim_pipelines.domain.cid import DAG_CBOR, RAW, Cid
-from dim_pipelines.domain.dataset import Dataset, Result
+from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Dataset, Result
 from dim_pipelines.domain.events import ShardDone
 from dim_pipelines.domain.format import Format
 from dim_pipelines.domain.grant import Grant

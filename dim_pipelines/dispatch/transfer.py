@@ -15,13 +15,14 @@ from typing import Final, Protocol
 import pyarrow as pa
 
 from dim_pipelines.content.memory import MemoryContentStore
-from dim_pipelines.content.shards import MAX_SHARD_BYTES, decode_shard
+from dim_pipelines.content.shards import decode_shard
 from dim_pipelines.content.store import Block, ContentStore, Pin
 from dim_pipelines.content.unixfs import read_bytes, tree_blocks
 from dim_pipelines.dispatch.journal import JournalWriter
 from dim_pipelines.dispatch.node_client import MESSAGE_BYTES, NodeClient
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
 from dim_pipelines.domain.cid import RAW, Cid
+from dim_pipelines.domain.dataset import MAX_SHARD_BYTES
 from dim_pipelines.domain.events import ShardDone, TaskDone
 from dim_pipelines.errors import (
     ContentMismatch,

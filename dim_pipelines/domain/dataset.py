@@ -13,6 +13,10 @@ from dim_pipelines.domain.format import Format, Value
 
 MAX_PAGE_BYTES: Final = 512 * 1024
 """The largest encoded page, in bytes."""
+MAX_SHARD_BYTES: Final = 64 << 20
+"""The largest shard, in bytes: a node takes it whole (`NodeDescription.max_input_bytes`)."""
+LEAF_BYTES: Final = 256 << 10
+"""A shard up to this size is one raw block; a larger one is a UnixFS file with chunks of this size."""
 
 
 class Column(Value):

@@ -26,7 +26,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from dim_pipelines.content.open import open_store
-from dim_pipelines.content.shards import MAX_SHARD_BYTES
+from dim_pipelines.domain.dataset import MAX_SHARD_BYTES
 from dim_pipelines.domain.node import Device, NodeDescription
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.identity.keys import format_public_key, load_or_create_key, parse_public_key, public_bytes

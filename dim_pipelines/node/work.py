@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dim_pipelines.content.shards import LEAF_BYTES, MAX_SHARD_BYTES
 from dim_pipelines.content.store import Block, ContentStore
 from dim_pipelines.content.unixfs import file_blocks, read_bytes
 from dim_pipelines.domain.cid import RAW, Cid
+from dim_pipelines.domain.dataset import LEAF_BYTES, MAX_SHARD_BYTES
 from dim_pipelines.domain.events import Task, TaskDone, TaskFailed, Usage
 from dim_pipelines.domain.grant import Grant
 from dim_pipelines.errors import Cancelled, ContentError, DimError, Forbidden, InputError, NodeBusy, ProtocolError
