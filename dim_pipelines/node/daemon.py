@@ -43,7 +43,7 @@ from dim_pipelines.node.service import NodeParts, NodeServicer
 from dim_pipelines.settings import Home
 from dim_pipelines.telemetry.metrics import MetricsServer, NodeMetrics, RpcMetrics
 from dim_pipelines.wire.channel import Address
-from dim_pipelines.wire.server import RpcServer
+from dim_pipelines.wire.server import RpcServer, check_free
 from dim_pipelines.wire.v1 import blocks_pb2, blocks_pb2_grpc, node_pb2, node_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
     async with AsyncExitStack() as stack:
         stopping = stack.enter_context(_stopping(config.parent))
         stack.enter_context(_locked(home.node))
+        check_free(address)  # now, because engine processes take seconds to start
         trust = _trust(home, config.trust)
         key = public_bytes(load_or_create_key(home.node_key))
         registry = CollectorRegistry()

@@ -54,10 +54,7 @@ class RpcServer:
         made = cls(server, "", names)
         health_pb2_grpc.add_HealthServicer_to_server(made.health, server)
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        if address.path:
-            _free_socket(Path(address.path))
-        elif address.port:
-            _probe(address)
+        check_free(listen)
         # The socket is born with the umask's mode: nobody may connect before it could be narrowed.
         before = os.umask(0o177) if address.path else None
         try:
@@ -83,6 +80,19 @@ class RpcServer:
         await self._server.stop(grace_s)
         if self.address.startswith("unix:"):
             _unlink(Path(self.address.removeprefix("unix:")))
+
+
+def check_free(listen: str) -> None:
+    """Check that nobody listens at an address; a socket that was left behind is removed.
+
+    Raises:
+        ConfigurationError: it is not local, in use, or cannot be bound.
+    """
+    address = Address.parse(listen)
+    if address.path:
+        _free_socket(Path(address.path))
+    elif address.port:
+        _probe(address)
 
 
 def _unlink(path: Path) -> None:
