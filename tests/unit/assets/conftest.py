@@ -85,6 +85,17 @@ class Machine:
             raise_on_error=False,
         )
 
+    def run_job(self, retries: dg.RetryPolicy) -> dg.ExecuteInProcessResult:
+        """Run the batch as a job in which somebody has put a retry policy on every op."""
+        defs = dg.Definitions(
+            assets=[dataset_module.dataset, results_module.results, report_module.report],
+            jobs=[dg.define_asset_job("batch", op_retry_policy=retries)],
+            resources=self.resources(),
+        )
+        return defs.resolve_job_def("batch").execute_in_process(
+            instance=self.instance, partition_key=BATCH, raise_on_error=False
+        )
+
     def check(self, check: dg.AssetChecksDefinition) -> dg.AssetCheckEvaluation:
         """Run one check alone, without a partition."""
         result = dg.materialize(
@@ -174,8 +185,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
                 batch.id, result, dataset, provenance, rows, 0, twin.shards, 1, 0, 8.0, 0.5, nodes, ("Apache-2.0",)
             )
 
-        async def join(result: Cid, dataset: Cid, spec: BatchSpec, store: ContentStore, path: Path) -> int:
-            twin.calls.append({"join": result, "dataset": dataset, "path": path})
+        async def join(
+            result: Cid, dataset: Cid, spec: BatchSpec, store: ContentStore, path: Path, *, errors: Cid | None = None
+        ) -> int:
+            twin.calls.append({"join": result, "dataset": dataset, "path": path, "errors": errors})
             await asyncio.to_thread(path.write_bytes, b"joined")
             return 4 * twin.shards
 

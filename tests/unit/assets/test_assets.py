@@ -229,16 +229,33 @@ def test_results_are_never_tried_again_by_dagster(machine: Any) -> None:
     assert machine.batches.get("b1").state == "failed"
 
 
-def test_a_cancelled_run_cancels_the_batch(machine: Any) -> None:
+@pytest.mark.parametrize(
+    ("error", "description"),
+    [
+        (dg.DagsterExecutionInterruptedError(), "the batch was cancelled"),
+        (InputError("whatever came of the interrupt"), "whatever came of the interrupt"),
+    ],
+)
+def test_a_cancelled_run_cancels_the_batch_and_is_not_tried_again(
+    machine: Any, error: BaseException, description: str
+) -> None:
     def terminate() -> None:
-        run = machine.instance.get_runs()[0]
-        machine.instance.report_run_canceling(run)
+        machine.instance.report_run_canceling(machine.instance.get_runs()[0])
 
     machine.during_run = terminate
-    machine.run_error = InputError("whatever came of the interrupt")
-    machine.materialize()
+    machine.run_error = error
+    result = machine.run_job(dg.RetryPolicy(max_retries=3))
 
+    assert _failure(result, "results")[0] == description
+    assert sum("run" in call for call in machine.calls) == 1
     assert machine.batches.get("b1").state == "cancelled"
+
+
+def test_an_interrupted_run_leaves_the_batch_to_be_resumed(machine: Any) -> None:
+    machine.run_error = dg.DagsterExecutionInterruptedError()
+
+    assert not machine.materialize().success
+    assert machine.batches.get("b1").state == "running"
 
 
 def test_progress_reaches_the_runs_log(machine: Any) -> None:
