@@ -15,7 +15,7 @@ from dim_pipelines.dispatch.node_link import LOST_S, SUSPECT_S, NodeLink, is_wai
 from dim_pipelines.dispatch.transfer import DataPath
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.events import RowError, ShardDone, Task, TaskDone, TaskFailed
-from dim_pipelines.errors import NoFeasibleNode
+from dim_pipelines.errors import AccessError, NoFeasibleNode
 from dim_pipelines.scheduling.assignment import Assignment, GivenUp
 from dim_pipelines.scheduling.retry import Failure
 
@@ -23,6 +23,8 @@ PATIENCE_S: Final = 5.0
 """Seconds that a batch without a working node waits for one to come back."""
 _TICK_S: Final = 0.25
 _LATE_S: Final = 1.0
+_NODES_HINT: Final = "see that the nodes run: dim node start; what is finished is kept: dim resume"
+_TRUST_HINT: Final = "let the node trust the key that it names: dim node start --trust KEY"
 
 
 class ShardGivenUp(Exception):
@@ -181,4 +183,5 @@ class Dispatcher:
             if not link.ended and link.down_since is not None and now - link.down_since < self._patience:
                 return
             reasons[link.name] = link.error.message
-        self.stop(NoFeasibleNode(reasons=reasons, hint="see that the nodes run: dim node start"))
+        forbidden = any(isinstance(link.error, AccessError) for link in self._links.values())
+        self.stop(NoFeasibleNode(reasons=reasons, hint=_TRUST_HINT if forbidden else _NODES_HINT))

@@ -218,7 +218,11 @@ class JournalWriter:
                 await self._heartbeat()
                 beat = time.monotonic()
         await self.commit()
-        await asyncio.to_thread(self._write_ahead.close)
+
+    async def release(self) -> None:
+        """Let go of the write-ahead file, which stays where it is; nothing may be appended afterwards."""
+        async with self._writing:
+            await asyncio.to_thread(self._write_ahead.close)
 
     def close(self) -> None:
         """Let `run` commit what is left and return."""

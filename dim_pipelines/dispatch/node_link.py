@@ -57,6 +57,8 @@ TASKS_PER_MESSAGE: Final = 256
 """Tasks in one message, at most."""
 OUTPUTS_PER_FETCH: Final = 64
 """Outputs that are fetched in one call, at most."""
+BACKLOG_OUTPUTS: Final = 256
+"""Outputs that wait to be fetched, at most, before a node gets no more tasks."""
 STAGE_SHARDS: Final = 64
 """Shards whose input is brought in one call, at most."""
 LOOK_SHARDS: Final = 2048
@@ -295,16 +297,13 @@ class NodeLink:
                     if {task.shard for task in session.open_tasks} & set(shards):
                         await self._write(call, session.cancel(shards))
                 self._window = max(self._window, session.credit + len(session.open_tasks))
-                claimed = self._claim(session, assignment)
+                claimed = self._claim(session, assignment) if len(staging) < _STAGES else []
                 there = claimed if self._shared else [shard for shard in claimed if shard in self._held]
                 assignment.ready(self.name, there)
                 self._held.difference_update(there)
                 for lacking, shards in self._to_bring(claimed, there):
                     staging.add(asyncio.create_task(self._stage(shards, lacking)))
                 await self._send(call, session, assignment)
-                if len(staging) >= _STAGES:
-                    await asyncio.wait(staging, return_when=asyncio.FIRST_COMPLETED)
-                    self._wake.set()
         finally:
             for task in staging:
                 task.cancel()
@@ -328,7 +327,7 @@ class NodeLink:
         return assignment.claim(self.name, wanted, time.monotonic(), self._work.silent())
 
     async def _send(self, call: WorkCall, session: DispatcherSession, assignment: Assignment) -> None:
-        while session.credit:
+        while session.credit and len(self._answered) < BACKLOG_OUTPUTS:
             limit = min(session.credit, TASKS_PER_MESSAGE)
             taken = assignment.take(self.name, limit, time.monotonic())
             if not taken:
@@ -399,6 +398,7 @@ class NodeLink:
             if failure.code == "content_mismatch":
                 self._strikes += 1
             self._work.task_failed(self.name, outcome, failure)
+        self._wake.set()
         if self._strikes >= MAX_STRIKES:
             raise NodeRefused(f"{self._strikes} of its outputs were wrong")
 

@@ -303,6 +303,8 @@ class _Run:
             ended, _ = await asyncio.wait({journaling}, timeout=_PARTING_S if _is_ending() else None)
             if not ended:
                 journaling.cancel()
+                await asyncio.wait({journaling}, timeout=_PARTING_S)
+            await self._journal.release()
         journaling.result()
         self.schema = transfer.schema
 

@@ -309,7 +309,8 @@ def _of_node() -> Iterator[None]:
     except NodeError:
         raise
     except DimError as error:
-        raise NodeRefused(f"it cannot take blocks: {error.message}", hint=error.hint) from error
+        kind = NodeUnreachable if error.retryable else NodeRefused
+        raise kind(f"it cannot take blocks: {error.message}", hint=error.hint) from error
 
 
 def _failure(outcome: TaskDone, error: DimError) -> Failure:
