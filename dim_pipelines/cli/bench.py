@@ -38,6 +38,7 @@ ECHO_GOAL: Final = 800.0
 QUIET: Final = 0.15
 """Share of the machine that others may use before a figure is called noisy."""
 
+_LAYERS: Final = 6
 _BATCH_ROWS: Final = 32
 """Rows of a shard and of a micro-batch of the encoder."""
 
@@ -186,6 +187,7 @@ def _write_table(path: Path, table: pa.Table) -> Path:
 def pipeline(
     rows: Annotated[int, typer.Option("--rows", min=_BATCH_ROWS, help="Rows of a run.")] = 768,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Runs of each side; the median is taken.")] = 5,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the encoder; MiniLM has 6.")] = _LAYERS,
     ipfs: Annotated[
         str, typer.Option("--ipfs", metavar="A,B", help="The stores to measure: embedded, kubo.")
     ] = "embedded,kubo",
@@ -200,23 +202,25 @@ def pipeline(
     kinds = [kind.strip() for kind in ipfs.split(",") if kind.strip()]
     if not kinds:
         raise ConfigurationError("--ipfs names no store", hint="--ipfs embedded,kubo")
-    results = asyncio.run(_pipeline(kinds, rows, rounds, screen))
+    results = asyncio.run(_pipeline(kinds, rows, rounds, layers, screen))
     figures = [
         Figure(f"pipeline / raw loop, {kind}", result["ratio"], PIPELINE_GOAL) for kind, result in results.items()
     ]
-    record = {"rows": rows, "rounds": rounds, "goal": PIPELINE_GOAL, "stores": results}
+    record = {"rows": rows, "rounds": rounds, "layers": layers, "goal": PIPELINE_GOAL, "stores": results}
     screen.result(record, "\n".join(figure.line() for figure in figures))
     return Exit.DONE
 
 
-async def _pipeline(kinds: Sequence[str], rows: int, rounds: int, screen: Screen) -> dict[str, dict[str, Any]]:
+async def _pipeline(
+    kinds: Sequence[str], rows: int, rounds: int, layers: int, screen: Screen
+) -> dict[str, dict[str, Any]]:
     from dim_pipelines.cli.bench_encoder import token_table
 
     with tempfile.TemporaryDirectory(prefix="dim-bench-") as scratch:
         folder = Path(scratch)
         screen.say("exporting the encoder")
         export = await asyncio.create_subprocess_exec(
-            *_encoder_command("export", str(folder / "model"), str(_BATCH_ROWS))
+            *_encoder_command("export", str(folder / "model"), str(_BATCH_ROWS), str(layers))
         )
         if await export.wait() != 0:
             raise EngineFailed("the encoder could not be exported", hint="what it wrote stands above")

@@ -4,7 +4,7 @@ The shape is that of all-MiniLM-L6-v2 (6 layers, width 384, 12 heads, feed-forwa
 weights compute exactly as fast as trained ones. Both parts run in processes of their own, so that the
 benchmark's process stays a client without torch:
 
-- `python -m dim_pipelines.cli.bench_encoder export FOLDER BATCH_ROWS` writes the model package;
+- `python -m dim_pipelines.cli.bench_encoder export FOLDER BATCH_ROWS LAYERS` writes the model package;
 - `… raw PROGRAM.pt2 ROWS BATCH_ROWS` loads the very program that the nodes load, with one thread, and for every
   line on its standard input runs over all rows and writes the seconds.
 """
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MODEL_NAME: Final = "bench-encoder"
-LAYERS: Final = 6
 WIDTH: Final = 384
 HEADS: Final = 12
 FEED_FORWARD: Final = 1536
@@ -49,10 +48,10 @@ def token_table(rows: int) -> pa.Table:
     return pa.table({"tokens": pa.FixedSizeListArray.from_arrays(flat, LENGTH)})
 
 
-def write_package(folder: Path, batch_rows: int) -> Path:
+def write_package(folder: Path, batch_rows: int, layers: int) -> Path:
     """Write the model package into `folder`; its program takes exactly `batch_rows` rows at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.pt2").write_bytes(_export(batch_rows))
+    (folder / "model.pt2").write_bytes(_export(batch_rows, layers))
     description = ModelDescription.model_validate(
         {
             "name": MODEL_NAME,
@@ -69,7 +68,7 @@ def write_package(folder: Path, batch_rows: int) -> Path:
     return folder
 
 
-def _encoder() -> Any:
+def _encoder(layers: int) -> Any:
     import torch
     from torch import nn
 
@@ -100,7 +99,7 @@ def _encoder() -> Any:
             super().__init__()
             self.tokens = nn.Embedding(TOKENS, WIDTH)
             self.positions = nn.Parameter(torch.randn(LENGTH, WIDTH))
-            self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+            self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             x = self.tokens(tokens) + self.positions
@@ -113,12 +112,12 @@ def _encoder() -> Any:
     return Encoder().eval()
 
 
-def _export(batch_rows: int) -> bytes:
+def _export(batch_rows: int, layers: int) -> bytes:
     import torch
 
     example = torch.from_numpy(token_rows(batch_rows))
     with torch.no_grad():
-        program = torch.export.export(_encoder(), (example,))
+        program = torch.export.export(_encoder(layers), (example,))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
@@ -144,6 +143,6 @@ def raw_loop(program: Path, rows: int, batch_rows: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "export":
-        write_package(Path(sys.argv[2]), int(sys.argv[3]))
+        write_package(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     else:
         raw_loop(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

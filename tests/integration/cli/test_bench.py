@@ -32,7 +32,9 @@ def test_dispatch_gives_both_rates_beside_their_goals(tmp_path: Path) -> None:
 
 
 def test_pipeline_gives_the_ratio_and_where_the_time_went(tmp_path: Path) -> None:
-    record = bench("pipeline", "--rows", "32", "--rounds", "1", "--ipfs", "embedded", home=tmp_path / "home")
+    record = bench(
+        "pipeline", "--rows", "32", "--rounds", "1", "--layers", "1", "--ipfs", "embedded", home=tmp_path / "home"
+    )
     figures = record["stores"]["embedded"]
     assert figures["raw_s"] > 0
     assert figures["pipeline_s"] >= figures["dispatch_s"] > 0
