@@ -93,7 +93,7 @@ async def run_here(
 
     models = [await find_model(use.model, store, OWNER) for use in row.spec.models]
     # The node's process starts while the input is read; whichever ends first, both end with this block.
-    local = LocalNodes(home, 1, ipfs, prefix="here")
+    local = LocalNodes(home, 1, ipfs, prefix="here", engines=[model.description.engine for model in models])
     starting = asyncio.create_task(local.start()) if not nodes else None
     try:
         row = await _read(row, models, batches, store, screen)

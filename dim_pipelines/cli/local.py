@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -115,7 +115,7 @@ def node_homes(home: Home, count: int) -> Iterator[list[Path]]:
 class LocalNodes:
     """Node daemons that live as long as a command: each in a home of its own, all trusting the home's user key."""
 
-    def __init__(self, home: Home, count: int, ipfs: str, *, prefix: str) -> None:
+    def __init__(self, home: Home, count: int, ipfs: str, *, prefix: str, engines: Iterable[str] = ()) -> None:
         """Say which nodes; nothing is started yet.
 
         Args:
@@ -123,7 +123,9 @@ class LocalNodes:
             count: how many.
             ipfs: `embedded` or the address of a Kubo.
             prefix: the nodes' names are this and a number.
+            engines: the only engines they need to have; all that can be imported when left out.
         """
+        self._options = [word for engine in sorted(set(engines)) for word in ("--engine", engine)]
         self._home = home
         self._count = count
         self._ipfs = ipfs
@@ -144,7 +146,7 @@ class LocalNodes:
         folders = self._folders.enter_context(node_homes(self._home, self._count))
         for number, folder in enumerate(folders, start=1):
             name = f"{self._prefix}-{number}"
-            node = StartingNode.spawn(folder, name=name, trust=[trusted], ipfs=self._ipfs)
+            node = StartingNode.spawn(folder, name=name, trust=[trusted], ipfs=self._ipfs, options=self._options)
             self._nodes.append((node, asyncio.create_task(asyncio.to_thread(node.wait))))
         return [await asyncio.shield(serving) for _, serving in self._nodes]
 

@@ -171,6 +171,7 @@ class KuboDaemon:
                 stdout=log,
                 stderr=log,
                 preexec_fn=_die_with_parent(),
+                start_new_session=True,  # Ctrl-C is for the owner, which stops Kubo when nobody needs it any more
             )
         deadline = time.monotonic() + START_S
         while not (api.exists() and self._ready()):
