@@ -152,6 +152,9 @@ def arrow_type(datatype: Datatype, shape: tuple[int, ...]) -> pa.DataType:
 
 def _dense(array: pa.Array, dims: tuple[int, ...], bottom: pa.DataType) -> tuple[Tensor, npt.NDArray[np.bool_]]:
     """Give `[n, *dims]` and the mask of bad rows; `dims` has one entry per level of lists."""
+    whole = _whole(array, dims)
+    if whole is not None:
+        return whole, np.zeros(len(array), dtype=np.bool_)
     bad = array.is_null().to_numpy(zero_copy_only=False)
     if not dims:
         if array.null_count:
@@ -171,6 +174,19 @@ def _dense(array: pa.Array, dims: tuple[int, ...], bottom: pa.DataType) -> tuple
         values[good] = inner.reshape((len(good), *dims))
         bad[good] |= inner_bad.reshape(len(good), -1).any(axis=1)
     return values, bad
+
+
+def _whole(array: pa.Array, dims: tuple[int, ...]) -> Tensor | None:
+    """Give `[n, *dims]` as a view where no value is missing and every list is of fixed size; None elsewhere."""
+    level = array
+    for size in dims:
+        if level.null_count or not pa.types.is_fixed_size_list(level.type) or level.type.list_size != size:
+            return None
+        level = level.flatten()
+    if level.null_count:
+        return None
+    values: Tensor = level.to_numpy(zero_copy_only=False)
+    return values.reshape((len(array), *dims))
 
 
 def _settled(array: pa.Array, dims: tuple[int, ...]) -> tuple[int, ...]:
