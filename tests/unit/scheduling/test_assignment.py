@@ -319,3 +319,45 @@ def test_unknown_nodes_staging_is_ignored() -> None:
     assignment.ready("x", [0])
     assignment.unready("x", [0])
     assert assignment.waiting == 1
+
+
+def test_a_look_ahead_passes_over_what_is_claimed_out_of_turn() -> None:
+    assignment = Assignment(5, range(5))
+    assignment.join("a")
+    assignment.hold("a", [0, 2])
+    assert assignment.claim("a", 2, 0.0) == [0, 2]
+    assert assignment.peek(2) == [1, 3]
+    assert assignment.peek(9) == [1, 3, 4]
+
+
+def test_word_of_a_shard_that_the_node_has_not_claimed_is_ignored() -> None:
+    assignment = Assignment(2, range(2))
+    assignment.join("a")
+    assert assignment.claim("a", 1, 0.0) == [0]
+    assignment.ready("a", [1])
+    assignment.unready("a", [1])
+    assert assignment.take("a", 9, 0.0) == []
+    assert (assignment.waiting, assignment.in_hand("a")) == (1, 1)
+
+
+def test_a_second_copy_is_only_brought_in_as_many_as_asked_and_taken_back_when_it_cannot_be() -> None:
+    assignment = Assignment(3, range(3))
+    assignment.join("a")
+    assignment.join("b")
+    send(assignment, "a", 3)
+    assert assignment.claim("b", 2, 0.0, {"a"}) == [0, 1]
+    assignment.unready("b", [0, 1])
+    assert assignment.state(0) is ShardState.RUNNING
+    assert assignment.waiting == 0
+
+
+def test_the_second_copy_may_be_the_first_to_finish() -> None:
+    assignment = Assignment(1, [0])
+    assignment.join("a")
+    assignment.join("b")
+    send(assignment, "a", 1)
+    assignment.ready("b", assignment.claim("b", 1, 0.0, {"a"}))
+    assignment.take("b", 1, 0.0)
+    assert assignment.computed("b", 0, 2, 1.0)
+    assert not assignment.computed("c", 0, 2, 1.0)
+    assert {copy.node for copy in assignment.done(0)} == {"a", "b"}
