@@ -83,5 +83,7 @@ def parse_public_key(text: str) -> bytes:
     except ValueError as error:
         raise ConfigurationError(f"not a public key: {text!r}") from error
     if len(raw) != 32 or not text.strip().startswith(PUBLIC_KEY_PREFIX):
-        raise ConfigurationError(f"not a public key: {text!r}", hint="it looks like ed25519:… and has 43 characters after the colon")
+        raise ConfigurationError(
+            f"not a public key: {text!r}", hint="it looks like ed25519:… and has 43 characters after the colon"
+        )
     return raw
