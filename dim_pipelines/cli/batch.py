@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dim_pipelines.orchestrator.batches import Batches, BatchRow
     from dim_pipelines.settings import Home
 
-HEARTBEAT_LOST_S: Final = 10.0
-"""A running batch whose row nobody has written for this long has no run any more, in seconds."""
+HEARTBEAT_LOST_S: Final = 15.0
+"""A running batch whose row nobody has written for this long has no run any more, in seconds: three heartbeats."""
 
 
 class RowErrors(StrEnum):

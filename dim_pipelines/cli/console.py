@@ -142,13 +142,12 @@ class Screen:
             yield Bar(what, self)
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
@@ -172,7 +171,7 @@ class Bar:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _PLAIN_PROGRESS_S
-            self.screen.say(f"{self.what}: {done}{f'/{total}' if total is not None else ''} {note}".rstrip())
+            self.screen.say(f"{self.what}: {_count(done, total)} {note}".rstrip())
 
 
 class _LiveBar(Bar):
@@ -182,4 +181,9 @@ class _LiveBar(Bar):
         self._task = live.add_task(what, total=None, note="")
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        self._live.update(self._task, completed=done, total=total, note=note)
+        self._live.update(self._task, completed=done, total=total, note=f"{_count(done, total)} {note}".strip())
+
+
+def _count(done: int, total: int | None) -> str:
+    """Write `3/10`, or `3` where the total is not known, or nothing where nothing is counted."""
+    return f"{done:,}/{total:,}" if total is not None else f"{done:,}" if done else ""

@@ -119,7 +119,11 @@ async def _read(
     if row.dataset is not None:
         return row
     with screen.progress("reading the input") as bar:
-        ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=bar.update)
+
+        def show(rows: int) -> None:
+            bar.update(rows, None, "rows")
+
+        ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=show)
     for note in ingested.notes:
         screen.warn(note)
     await asyncio.to_thread(batches.keep_dataset, row.id, ingested.dataset, ingested.errors)
@@ -169,4 +173,8 @@ async def _join(row: BatchRow, finished: Finished, store: ContentStore, output: 
     from dim_pipelines.content.join import join
 
     with screen.progress("writing the table") as bar:
-        await join(finished.result, finished.dataset, row.spec, store, output, bar.update, errors=row.errors)
+
+        def show(rows: int) -> None:
+            bar.update(rows, finished.rows, "rows")
+
+        await join(finished.result, finished.dataset, row.spec, store, output, show, errors=row.errors)
