@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dim_pipelines.domain.cid import RAW, Cid
 from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Column
 from dim_pipelines.errors import InputError
 
@@ -129,11 +128,6 @@ def decode_shard(data: bytes) -> pa.RecordBatch:
 def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
     """Describe a schema as the columns of a `Dataset` or `Result`, in canonical types."""
     return tuple(Column(name=field.name, type=str(canonical_type(field.type))) for field in schema)
-
-
-def shard_cid(data: bytes) -> Cid:
-    """Name a shard that fits one block (at most `LEAF_BYTES`)."""
-    return Cid.of(RAW, data)
 
 
 def _plain(array: pa.Array, target: pa.DataType) -> pa.Array:

@@ -21,7 +21,16 @@ from dim_pipelines.content.shards import decode_shard, encode_shard
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import DAG_CBOR, RAW, Cid
 from dim_pipelines.domain.dataset import Column, Dataset, DeadPage, PageEntry, Result, ShardPage
-from dim_pipelines.domain.events import Checkpoint, Segment, SegmentIndex
+from dim_pipelines.domain.events import (
+    Checkpoint,
+    RowError,
+    Segment,
+    SegmentIndex,
+    Task,
+    TaskDone,
+    TaskFailed,
+    Usage,
+)
 from dim_pipelines.domain.format import Format
 from dim_pipelines.domain.grant import Grant, Signature, SignedGrant
 from dim_pipelines.domain.model import ModelDescription, ModelInput, ModelOutput, Step
@@ -29,12 +38,21 @@ from dim_pipelines.domain.work import ModelUse, Plan, PlanStep, Provenance, Work
 from dim_pipelines.identity.authority import issue_grant
 from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.identity.signatures import MODEL_DOMAIN, sign
+from dim_pipelines.wire.codec import (
+    outcome_from_wire,
+    outcome_to_wire,
+    task_from_wire,
+    task_to_wire,
+    usage_from_wire,
+    usage_to_wire,
+)
+from dim_pipelines.wire.v1 import node_pb2
 
 VECTORS = Path(__file__).parent / "vectors"
 CIDS = Path(__file__).parent / "cids.json"
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-A, B, C, D = (Cid.of(RAW, name) for name in (b"a", b"b", b"c", b"d"))
+A, B, C = (Cid.of(RAW, name) for name in (b"a", b"b", b"c"))
 NODE = Cid.of(DAG_CBOR, b"\xa0")
 GRANT = Grant(
     network="local",
@@ -176,6 +194,19 @@ FORMATS: dict[str, Format] = {
 }
 
 
+TASK = Task(3, 1, (A, B), 64, 2, 1_800_000_000_000)
+USAGE = Usage(64, 100_000, 2_000, 12, 1 << 31)
+DONE = TaskDone(3, 1, 2, C, 63, USAGE, (RowError(7, "column 'x': NaN"),))
+FAILED = TaskFailed(3, 1, 2, "engine_failed", "the engine process died", True, True)
+MESSAGES = {
+    "task": task_to_wire(TASK),
+    "usage": usage_to_wire(USAGE),
+    "outcome-done": outcome_to_wire(DONE),
+    "outcome-failed": outcome_to_wire(FAILED),
+}
+"""What travels between dispatcher and node; protobuf promises that old bytes stay readable, and so do we."""
+
+
 def shard_tables() -> dict[str, pa.Table]:
     """Tables whose shards are kept: every kind of column."""
     ids = pa.array(range(5), pa.int64())
@@ -218,6 +249,8 @@ def make_vectors() -> dict[str, Callable[[], tuple[str, bytes]]]:
         made[name] = lambda value=value: ("cbor", value.encode())  # type: ignore[misc]
     for name, table in shard_tables().items():
         made[name] = lambda table=table: ("arrow", encode_shard(table))  # type: ignore[misc]
+    for name, message in MESSAGES.items():
+        made[name] = lambda message=message: ("pb", message.SerializeToString(deterministic=True))  # type: ignore[misc]
     made["batch-spec"] = lambda: ("json", (json.dumps(SPEC.to_plain(), indent=2, sort_keys=True) + "\n").encode())
     made["dim-model"] = lambda: ("json", MODEL.to_json())
     return made
@@ -264,6 +297,13 @@ def test_texts_read_as_the_values_they_were_made_from() -> None:
     assert ModelDescription.from_json(kept_bytes("dim-model")) == MODEL
 
 
+def test_messages_read_as_the_values_they_were_made_from() -> None:
+    assert task_from_wire(node_pb2.Task.FromString(kept_bytes("task"))) == TASK
+    assert usage_from_wire(node_pb2.Usage.FromString(kept_bytes("usage"))) == USAGE
+    assert outcome_from_wire(node_pb2.Outcome.FromString(kept_bytes("outcome-done"))) == DONE
+    assert outcome_from_wire(node_pb2.Outcome.FromString(kept_bytes("outcome-failed"))) == FAILED
+
+
 def test_there_is_a_vector_for_each_name_and_none_besides() -> None:
     assert sorted(kept_cids()) == NAMES == sorted(path.stem for path in VECTORS.iterdir())
 
@@ -289,7 +329,7 @@ def test_signatures_and_grants_in_the_vectors_are_valid() -> None:
 def test_kubo_gives_the_same_cids(ipfs_binary: Path, tmp_path: Path) -> None:
     environment = {"IPFS_PATH": str(tmp_path / "repo"), "PATH": "/usr/bin:/bin"}
     subprocess.run([ipfs_binary, "init", "--profile=test"], env=environment, check=True, capture_output=True)
-    for suffix, codec in (("cbor", "dag-cbor"), ("arrow", "raw"), ("json", "raw")):
+    for suffix, codec in (("cbor", "dag-cbor"), ("arrow", "raw"), ("json", "raw"), ("pb", "raw")):
         paths = sorted(VECTORS.glob(f"*.{suffix}"))
         command = [ipfs_binary, "block", "put", f"--cid-codec={codec}", *paths]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

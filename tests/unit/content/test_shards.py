@@ -263,3 +263,21 @@ def test_no_altered_byte_reaches_outside_the_shard(position: int, flip: int) -> 
     except InputError:
         return
     rows.to_pylist()  # every value can be read
+
+
+@pytest.mark.parametrize(
+    ("column", "plain"),
+    [
+        (pa.array([b"a"], pa.large_binary()), pa.array([b"a"])),
+        (pa.array([b"a"], pa.binary_view()), pa.array([b"a"])),
+        (
+            pa.DictionaryArray.from_arrays(
+                pa.array([0], pa.int8()),
+                pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef"], pa.binary(16))),
+            ),
+            pa.array([b"0123456789abcdef"], pa.binary(16)),
+        ),
+    ],
+)
+def test_bytes_have_one_form(column: pa.Array, plain: pa.Array) -> None:
+    assert encoded(column) == encoded(plain)

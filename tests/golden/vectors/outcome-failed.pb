@@ -1,0 +1,2 @@
+*,
+engine_failedthe engine process died 
