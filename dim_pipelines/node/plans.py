@@ -7,7 +7,7 @@ byte of it is handed to anything that could run it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dim_pipelines.content.store import ContentStore
@@ -29,16 +29,16 @@ MAX_SIGNATURES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ReadyStep:
-    """A step that can be computed here."""
+    """A step that can be computed here; `key` names its model as the engine process knows it."""
 
     model: CachedModel
     parameters: Mapping[str, Any]
     batch_rows: int
+    key: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        """Name the model as the engine process knows it."""
-        return str(self.model.cid)
+    def __post_init__(self) -> None:
+        """Write the CID as text once: it is asked for with every task."""
+        object.__setattr__(self, "key", str(self.model.cid))
 
 
 class PlanReader:

@@ -39,6 +39,8 @@ MAX_OUTCOMES: Final = 256
 """The most outcomes in one message."""
 MAX_FLUSH_BYTES: Final = 64 << 20
 """About how many bytes of outputs are stored in one call."""
+CREDIT_PARTS: Final = 4
+"""Credit is given in parts of the window, so that short tasks come several in a message."""
 MAX_WEIGHT: Final = 1000
 """The largest weight that a grant can give."""
 PREFETCH_BYTES: Final = 128 << 20
@@ -273,8 +275,8 @@ class WorkStream:
         if self._draining:
             return
         wanted = credit_window(self.lane.mean_ms, len(self._runners))
-        n = wanted - self.session.credit - len(self.session.open_tasks)
-        if n > 0:
+        n = wanted - self.session.credit - self.open_tasks
+        if n > wanted // CREDIT_PARTS:
             await self._send(self.session.grant_credit(n))
 
     async def _keep_alive(self) -> None:
