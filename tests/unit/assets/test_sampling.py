@@ -144,3 +144,11 @@ def test_a_caption_leaves_lists_out() -> None:
 def test_markdown_escapes_what_would_end_a_cell() -> None:
     assert to_markdown([{"a": "x|y", "b": 1}]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 |"
     assert to_markdown([]) == "no rows"
+
+
+async def test_a_batch_whose_rows_are_all_dead_has_an_empty_sample() -> None:
+    dataset = Dataset(columns=(), rows=0, shards=0, shard_rows=4, pages=(), dead_rows=3)
+    result = Result(work=Cid.of(DAG_CBOR, b"work"), columns=(), rows=0, shards=0, pages=(), dead_rows=3)
+    sample = await read_sample(MemoryContentStore(), dataset, result)
+
+    assert (sample.rows, sample.tiles, sample.label, sample.counted_rows) == ([], [], "", 0)
