@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -233,8 +234,8 @@ class WorkStream:
                 await self._send(self.session.outcomes(outcomes[start : start + MAX_OUTCOMES]))
             for item in some:  # after they were sent: a drain waits until there are none
                 self._items.pop(item.item.key, None)
-                code = item.error.code if item.error else "done"
-                self._metrics.tasks.labels(self._runners[0].device, code).inc()
+            for code, count in Counter(item.error.code if item.error else "done" for item in some).items():
+                self._metrics.tasks.labels(code).inc(count)
             self._drained.set()
             await self._grant()
 

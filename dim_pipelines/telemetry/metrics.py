@@ -35,7 +35,7 @@ class NodeMetrics:
     """What a node counts.
 
     Attributes:
-        tasks: tasks answered. Labels: device, outcome (`done`, or the code of the failure).
+        tasks: tasks answered. Labels: outcome (`done`, or the code of the failure).
         rows: rows computed. Labels: device.
         engine_seconds: time of a shard in the engine. Labels: device, engine.
         bytes: shard bytes. Labels: direction (`in` | `out`).
@@ -50,7 +50,7 @@ class NodeMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Define the metrics in a registry."""
         device = ("device",)
-        self.tasks = Counter("dim_node_tasks", "Tasks answered", ("device", "outcome"), registry=registry)
+        self.tasks = Counter("dim_node_tasks", "Tasks answered", ("outcome",), registry=registry)
         self.rows = Counter("dim_node_rows", "Rows computed", device, registry=registry)
         self.engine_seconds = Histogram(
             "dim_node_engine_seconds", "Time of a shard in the engine", ("device", "engine"),

@@ -81,7 +81,8 @@ def run_shard(
         collected.pieces.append(
             output_batch(description, batch.column(0).slice(0, 0), id_name, finish(description, _no_rows(description)))
         )
-    table = pa.Table.from_batches(collected.pieces)
+    pieces = collected.pieces
+    table = pieces[0] if len(pieces) == 1 else pa.Table.from_batches(pieces)
     return ShardOutput(encode_shard(table), table.num_rows, tuple(collected.errors))
 
 
@@ -111,7 +112,9 @@ def _micro_batch(
         if len(place.keep) < batch_rows:
             kept = np.asarray(place.keep)
             outputs = {name: value[kept] for name, value in outputs.items()}
-        ids = piece.column(0).take(pa.array(place.rows, pa.int64()))
+        ids = piece.column(0)
+        if len(place.rows) < piece.num_rows:
+            ids = ids.take(pa.array(place.rows, pa.int64()))
         collected.pieces.append(output_batch(description, ids, piece.schema.names[0], finish(description, outputs)))
     collected.errors += [RowError(start + row, reason) for row, reason in sorted(bad.items())]
 

@@ -29,13 +29,13 @@ def kept_handlers() -> Iterator[None]:
 def test_every_metric_is_shown_with_its_labels_on_loopback() -> None:
     registry = CollectorRegistry()
     node, rpc = NodeMetrics(registry), RpcMetrics(registry)
-    node.tasks.labels("cpu", "done").inc(3)
+    node.tasks.labels("done").inc(3)
     rpc.requests.labels("s", "m", "OK").inc()
     server = MetricsServer(registry)
     with urllib.request.urlopen(server.address, timeout=5) as answer:
         text = answer.read().decode()
     server.close()
-    assert 'dim_node_tasks_total{device="cpu",outcome="done"} 3.0' in text
+    assert 'dim_node_tasks_total{outcome="done"} 3.0' in text
     assert server.address.startswith("http://127.0.0.1:")
     documented = f"{NodeMetrics.__doc__}{RpcMetrics.__doc__}"
     assert all(name in documented for name in (*vars(node), *vars(rpc)))
