@@ -98,6 +98,7 @@ class Dispatcher:
         if not self.assignment.remaining:
             return
         self._ended = asyncio.get_running_loop().create_future()
+        self.assignment.expect(self._links)
         tasks = [asyncio.create_task(link.run()) for link in self._links.values()]
         tasks.append(asyncio.create_task(self._watch()))
         for task in tasks:
@@ -142,6 +143,7 @@ class Dispatcher:
 
     def node_left(self, node: str, failure: Failure) -> None:
         """Note that a node is gone; what it had goes back at once."""
+        self.assignment.expect(name for name, link in self._links.items() if not link.ended)
         for given_up in self.assignment.leave(node, time.monotonic(), failure):
             self.stop(ShardGivenUp(given_up, None))
         self._wake_all()

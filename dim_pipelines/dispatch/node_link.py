@@ -364,11 +364,8 @@ class NodeLink:
         fetching: set[asyncio.Task[None]] = set()
         try:
             while True:
-                waiting = asyncio.create_task(self._answers.wait())
-                try:
-                    await asyncio.wait({waiting, *fetching}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waiting.cancel()
+                await self._answers.wait()
+                self._answers.clear()
                 for task in [task for task in fetching if task.done()]:
                     fetching.remove(task)
                     task.result()
@@ -379,8 +376,9 @@ class NodeLink:
                         self._answered[:OUTPUTS_PER_FETCH],
                         self._answered[OUTPUTS_PER_FETCH:],
                     )
-                    fetching.add(asyncio.create_task(self._accept(batch)))
-                self._answers.clear()
+                    task = asyncio.create_task(self._accept(batch))
+                    task.add_done_callback(lambda _: self._answers.set())
+                    fetching.add(task)
         finally:
             for task in fetching:
                 task.cancel()

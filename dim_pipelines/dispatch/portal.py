@@ -54,16 +54,22 @@ class Portal:
             tasks.append(self._loop.create_task(coroutine))
             tasks[0].add_done_callback(lambda task: _settle(future, task))
 
-        self._loop.call_soon_threadsafe(start)
+        def cancel() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:  # the interrupt came before the start was queued
+                coroutine.close()
+                future.cancel()
+
         try:
+            self._loop.call_soon_threadsafe(start)
             while not future.done():
                 # in slices: an interrupt set from another thread does not wake a thread that waits for a lock
                 concurrent.futures.wait([future], timeout=_SLICE_S)
             return future.result()
         except BaseException:
             if not future.done():
-                # queued behind `start`, so there is a task to cancel however early the interrupt came
-                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                self._loop.call_soon_threadsafe(cancel)
                 concurrent.futures.wait([future], timeout=CANCEL_S)
             raise
 

@@ -109,6 +109,7 @@ class Assignment:
         self._again: deque[int] = deque()
         self._later: list[tuple[float, int]] = []
         self._nodes: dict[str, _Node] = {}
+        self._expected: frozenset[str] = frozenset()
         self._copies: dict[int, list[Copy]] = {}
         self._histories: dict[int, _History] = {}
         self._durations: deque[float] = deque(maxlen=_DURATIONS)
@@ -146,6 +147,10 @@ class Assignment:
             if self._state[self._queue[position]] == ShardState.WAITING:
                 found.append(self._queue[position])
         return found
+
+    def expect(self, nodes: Iterable[str]) -> None:
+        """Name the nodes that may still join: bad rows are not believed before one of them has seen them too."""
+        self._expected = frozenset(nodes)
 
     def join(self, node: str) -> None:
         """Count a node among those that may compute."""
@@ -293,7 +298,7 @@ class Assignment:
             failure,
             spent=history.spent,
             content_failures=len(history.content_at - {node}),
-            other_nodes=bool(self._nodes.keys() - history.content_at - {node}),
+            other_nodes=bool((self._nodes.keys() | self._expected) - history.content_at - {node}),
         )
         history.spent += decision.cost
         if decision.elsewhere:

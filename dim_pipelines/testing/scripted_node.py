@@ -204,12 +204,14 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
                 self.largest_message = max(self.largest_message, len(tasks))
                 for task in tasks:
                     running[task.shard] = asyncio.create_task(self._answer(task, session, send, context))
-            case CancelRequested(keys):
-                for shard, step, attempt in keys:
+            case CancelRequested(keys) if keys:
+                for shard, _, _ in keys:
                     running[shard].cancel()
                     self.cancelled.append(shard)
-                    await send(session.outcomes([TaskFailed(shard, step, attempt, "cancelled", "cancelled", True)]))
-                    await send(session.grant_credit(1))
+                # all at once: a task that answers while this waits would be answered twice
+                answers = session.outcomes([TaskFailed(*key, "cancelled", "cancelled", True) for key in keys])
+                await send(answers)
+                await send(session.grant_credit(len(keys)))
 
     async def _answer(self, task: Task, session: NodeSession, send: Any, context: Context) -> None:
         faults, shard = self.faults, task.shard

