@@ -31,7 +31,7 @@ from dim_pipelines.content.tables import read_shard
 from dim_pipelines.domain.batch import BatchSpec, InputSpec, RowErrorPolicy
 from dim_pipelines.domain.cid import DAG_CBOR, DAG_PB, Cid, looks_like_cid
 from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Dataset
-from dim_pipelines.errors import InputError
+from dim_pipelines.errors import ContentUnavailable, InputError
 from dim_pipelines.scheduling.sharding import choose_batch_rows, choose_shard_rows
 
 INPUT_LIFETIME_S: Final = 30 * 24 * 3600
@@ -91,17 +91,23 @@ async def ingest(
 
     Raises:
         InputError: the input cannot be used; the message names the file and the place, the hint what to do.
-        ContentError: the store fails, or an `ipfs://` input is not there.
+        ContentError: the store fails, an `ipfs://` input is not there, or there is no space for temporary files.
     """
     given = spec.input
     if given.format == "dataset" or (
         given.format is None and looks_like_cid(given.uri) and Cid.parse(given.uri).codec == DAG_CBOR
     ):
         return await _taken(given, models, store, input_pin(owner, batch))
-    with tempfile.TemporaryDirectory(prefix="dim-ingest-") as folder:
-        source = await _opened(given, store, Path(folder))
-        judge = await asyncio.to_thread(RowJudge, source, spec, [model.description for model in models])
-        return await _Filling(spec, models, store, input_pin(owner, batch), Path(folder)).run(source, judge, progress)
+    try:
+        with tempfile.TemporaryDirectory(prefix="dim-ingest-") as name:
+            folder = Path(name)
+            source = await _opened(given, store, folder)
+            judge = await asyncio.to_thread(RowJudge, source, spec, [model.description for model in models])
+            return await _Filling(spec, models, store, input_pin(owner, batch), folder).run(source, judge, progress)
+    except OSError as error:  # readers translate theirs: what is left are the temporary files
+        raise ContentUnavailable(
+            f"cannot write temporary files: {error.strerror or error}", hint="free some space, or set TMPDIR"
+        ) from error
 
 
 async def _taken(given: InputSpec, models: Sequence[ModelPackage], store: ContentStore, pin: Pin) -> Ingested:

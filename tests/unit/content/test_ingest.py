@@ -25,7 +25,7 @@ from dim_pipelines.content.tables import read_rows
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import RAW, Cid
 from dim_pipelines.domain.model import ModelDescription
-from dim_pipelines.errors import ContentNotFound, InputError
+from dim_pipelines.errors import ContentNotFound, ContentUnavailable, InputError
 
 
 def model(*inputs: dict[str, Any]) -> ModelPackage:
@@ -390,3 +390,15 @@ async def test_many_blocks_travel_together(store: MemoryContentStore, csv: Calla
     done = await ingest(spec(path, shard_rows=1), [NUMBERS], store, batch="b")
     assert done.root.shards == 700
     assert len(puts) < 10
+
+
+async def test_no_space_for_temporary_files_is_said(
+    store: MemoryContentStore, csv: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ingest_module.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(ContentUnavailable, match="cannot write temporary files: No space left") as caught:
+        await ingest(spec(csv("a,b\n1,2\n")), [NUMBERS], store, batch="b")
+    assert "TMPDIR" in caught.value.hint
