@@ -143,7 +143,10 @@ class Batches:
         """
         row = self._find(batch)
         if row is None or row["owner"] != owner:
-            raise InputError(f"there is no batch {batch!r}", hint="dim list shows the batches of this DIM_HOME")
+            raise InputError(
+                f"there is no batch {batch!r}",
+                hint="ids are what dim submit and dim infer print; DIM_HOME must be theirs",
+            )
         return _read(row)
 
     def list(self, *, owner: str = "local", limit: int = 100) -> builtins.list[BatchRow]:

@@ -72,6 +72,7 @@ class GivenUp:
 class _History:
     attempts: int = 0
     spent: int = 0
+    free: int = 0
     failed_at: set[str] = field(default_factory=set)
     avoid_until: float = 0.0
     content_at: set[str] = field(default_factory=set)
@@ -250,6 +251,8 @@ class Assignment:
             history = self._histories.setdefault(shard, _History())
             history.attempts += 1
             copies.append(Copy(node, history.attempts, now))
+            if self._state[shard] == ShardState.WAITING:
+                self._waiting -= 1  # a second copy was brought here, and meanwhile the first one failed
             self._state[shard] = ShardState.RUNNING
             tasks.append(Assigned(shard, history.attempts))
         return tasks
@@ -297,10 +300,12 @@ class Assignment:
         decision = self._strategy.decide(
             failure,
             spent=history.spent,
+            free=history.free,
             content_failures=len(history.content_at - {node}),
             other_nodes=bool((self._nodes.keys() | self._expected) - history.content_at - {node}),
         )
         history.spent += decision.cost
+        history.free += not decision.cost
         if decision.elsewhere:
             history.failed_at.add(node)
             history.avoid_until = now + AVOID_S

@@ -25,7 +25,11 @@ from typing import Final
 MAX_ATTEMPTS: Final = 4
 """How many failures that cost something a shard may have."""
 BUSY_DELAY_S: Final = 0.5
-"""Seconds before a task goes out again that a node had no room for."""
+"""Seconds before a task goes out again that a node had no room for; each further time it is that much longer."""
+MAX_BUSY_DELAY_S: Final = 5.0
+"""The longest such pause, in seconds."""
+MAX_FREE: Final = 100
+"""How often a shard may come back without cost; after that it costs, so that a batch has an end."""
 
 _FREE: Final = frozenset({"cancelled", "node_busy", "quota_exceeded"})
 _CONTENT: Final = frozenset({"input"})
@@ -76,7 +80,9 @@ class RetryStrategy:
 
     max_attempts: int = MAX_ATTEMPTS
 
-    def decide(self, failure: Failure, *, spent: int, content_failures: int, other_nodes: bool) -> RetryDecision:
+    def decide(
+        self, failure: Failure, *, spent: int, content_failures: int, other_nodes: bool, free: int = 0
+    ) -> RetryDecision:
         """Decide about a shard that has just failed.
 
         Args:
@@ -84,12 +90,13 @@ class RetryStrategy:
             spent: attempts that failed before and cost something.
             content_failures: other nodes that found the same rows bad before.
             other_nodes: whether a node that has not found these rows bad could still try them.
+            free: failures before that cost nothing.
         """
         if failure.code in _FATAL:
             return RetryDecision(Action.STOP)
-        if failure.handed_back or failure.code in _FREE:
-            delay = BUSY_DELAY_S if failure.code == "node_busy" else 0.0
-            return RetryDecision(Action.RETRY, 0, True, delay)
+        if (failure.handed_back or failure.code in _FREE) and free < MAX_FREE:
+            times = free if failure.handed_back else free + 1  # what was handed back once goes out again at once
+            return RetryDecision(Action.RETRY, 0, True, min(BUSY_DELAY_S * times, MAX_BUSY_DELAY_S))
         if failure.code in _CONTENT and (content_failures > 0 or not other_nodes):
             return RetryDecision(Action.STOP, 1)
         if spent + 1 >= self.max_attempts:

@@ -15,7 +15,7 @@ from dim_pipelines.scheduling.assignment import (
     GivenUp,
     ShardState,
 )
-from dim_pipelines.scheduling.retry import BUSY_DELAY_S, Failure, RetryStrategy
+from dim_pipelines.scheduling.retry import BUSY_DELAY_S, MAX_BUSY_DELAY_S, MAX_FREE, Failure, RetryStrategy
 
 BROKEN = Failure("engine_failed", "it broke")
 GONE = Failure("node_unreachable", "it is gone")
@@ -302,6 +302,30 @@ def test_a_copy_outlives_the_other_ones_failure() -> None:
     assert assignment.failed("a", 0, 1, BROKEN, 0.0) is None
     assert assignment.copies(0) == (Copy("b", 2, 0.0),)
     assert assignment.state(0) is ShardState.RUNNING
+
+
+def test_a_copy_that_is_brought_while_the_first_one_fails_leaves_the_count_of_waiting_shards_right() -> None:
+    assignment = Assignment(1, [0])
+    assignment.join("a")
+    assignment.join("b")
+    send(assignment, "a", 1)
+    assignment.ready("b", assignment.claim("b", 1, 0.0, {"a"}))
+    assert assignment.failed("a", 0, 1, BROKEN, 0.0) is None
+    assert assignment.waiting == 1
+    assert assignment.take("b", 1, 0.0) == [Assigned(0, 2)]
+    assert assignment.waiting == 0
+
+
+def test_what_keeps_coming_back_without_cost_waits_longer_each_time_and_has_an_end() -> None:
+    assignment = Assignment(1, [0], RetryStrategy(max_attempts=1))
+    assignment.join("a")
+    now = 0.0
+    for _ in range(MAX_FREE):
+        (sent,) = send(assignment, "a", 1, now)
+        assert assignment.failed("a", 0, sent.attempt, BUSY, now) is None
+        now += MAX_BUSY_DELAY_S
+    (sent,) = send(assignment, "a", 1, now)
+    assert assignment.failed("a", 0, sent.attempt, BUSY, now) == GivenUp(0, "a", BUSY, 1)
 
 
 def test_a_shard_that_is_done_meanwhile_is_not_sent() -> None:

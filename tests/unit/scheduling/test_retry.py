@@ -19,7 +19,7 @@ def decide(
 @pytest.mark.parametrize("spent", [0, 2, 99])
 def test_a_task_that_was_never_started_costs_nothing(spent: int) -> None:
     assert decide("engine_failed", spent=spent, handed_back=True) == RetryDecision(Action.RETRY, 0, True, 0.0)
-    assert decide("cancelled", spent=spent) == RetryDecision(Action.RETRY, 0, True, 0.0)
+    assert decide("cancelled", spent=spent) == RetryDecision(Action.RETRY, 0, True, BUSY_DELAY_S)
     assert decide("node_busy", spent=spent) == RetryDecision(Action.RETRY, 0, True, BUSY_DELAY_S)
     assert decide("quota_exceeded", spent=spent).cost == 0
 
