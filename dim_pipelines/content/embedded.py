@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from dim_pipelines.content.embedded_shelf import SMALL_BYTES, FileVanished, Shelf, prepare, storage_errors
+from dim_pipelines.content.embedded_folder import prepare, storage_errors
+from dim_pipelines.content.embedded_shelf import SMALL_BYTES, FileVanished, Shelf
 from dim_pipelines.content.embedded_sweep import sweep
 from dim_pipelines.content.links import links
 from dim_pipelines.content.store import COLLECT_GRACE_S, Block, Collected, Pin

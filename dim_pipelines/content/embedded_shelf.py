@@ -12,9 +12,6 @@ Synchronous and used by one thread at a time; `embedded` brings the threads. The
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import itertools
 import os
 import sqlite3
@@ -24,86 +21,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from dim_pipelines.content.embedded_folder import BUSY_S, PAGE_BYTES, fsync, syncfs
 from dim_pipelines.content.store import Block, Pin
 from dim_pipelines.content.verify import check_block
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.errors import (
-    ConfigurationError,
     ContentError,
     ContentMismatch,
     ContentNotFound,
-    ContentUnavailable,
 )
 
 SMALL_BYTES: Final = 64 * 1024
 """The largest block that is a row; a larger one is a file (0.06 ms against 0.5 ms for 16 KiB: measured)."""
-BUSY_S: Final = 60.0
-"""How long a statement waits for another process's write."""
-SCHEMA_VERSION: Final = 1
 MAX_LOG_BYTES: Final = 128 << 20
 """How long the write-ahead log may grow before a writer itself moves it into the tables, while others wait."""
 
-_PAGE_BYTES: Final = 8192
 _SYNCFS_FROM: Final = 32
 """From this many files on, one `syncfs` (15-50 ms) costs less than an fsync each (0.5-3 ms)."""
 
-_SCHEMA: Final = """
-CREATE TABLE blocks (
-    cid BLOB NOT NULL PRIMARY KEY,
-    size INTEGER NOT NULL,
-    added_ms INTEGER NOT NULL,
-    gone INTEGER NOT NULL,      -- 1: being swept, or found damaged; as good as absent, and the next put mends it
-    row INTEGER                 -- of `bytes`; NULL: a file
-) WITHOUT ROWID;
-CREATE INDEX blocks_gone ON blocks (cid) WHERE gone = 1;
-CREATE TABLE bytes (row INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE pins (
-    root BLOB NOT NULL,
-    owner TEXT NOT NULL,
-    label TEXT NOT NULL,
-    expires_ms INTEGER,
-    recursive INTEGER NOT NULL, -- 0: the block alone; 1: everything that it reaches
-    PRIMARY KEY (root, owner, label)
-) WITHOUT ROWID;
-CREATE INDEX pins_label ON pins (label);
-CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO counters VALUES ('pins', 0), ('syncs', 0);
-"""
-
-_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _incoming = itertools.count()
 
 
 class FileVanished(ContentNotFound):
     """The row of a large block is there, but its file is not: a power loss took it, or a person did."""
-
-
-@contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn what SQLite and the file system raise into DIM's errors."""
-    full = f"no space left in the content store at {folder}"
-    hint = "free disk space, or drop what is not held any more: dim gc"
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _free_bytes(folder) < 1 << 20):
-            raise ContentUnavailable(full, hint=hint) from error
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise ContentUnavailable(f"the content store at {folder} is busy with another process") from error
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise ContentError(
-                f"the content store at {folder} is damaged: {error}",
-                hint="move the folder away; what other stores hold can be fetched again",
-            ) from error
-        raise ContentUnavailable(f"the content store at {folder} cannot be used: {error}") from error
-    except OSError as error:
-        if error.errno in _FULL_ERRNOS:
-            raise ContentUnavailable(full, hint=hint) from error
-        raise ContentUnavailable(
-            f"the content store at {folder} cannot be used: {error.strerror or error}",
-            hint="DIM_HOME must be a folder on this machine that you may write",
-        ) from error
 
 
 class Shelf:
@@ -115,7 +55,7 @@ class Shelf:
         self.connection = sqlite3.connect(
             folder / "blocks.db", timeout=BUSY_S, isolation_level=None, check_same_thread=False
         )
-        log_pages = MAX_LOG_BYTES // _PAGE_BYTES
+        log_pages = MAX_LOG_BYTES // PAGE_BYTES
         for pragma in ("synchronous=NORMAL", "cache_size=-8192", f"wal_autocheckpoint={log_pages}", "temp_store=FILE"):
             self.connection.execute(f"PRAGMA {pragma}")
 
@@ -303,54 +243,18 @@ class Shelf:
 
     def sync(self, paths: Collection[Path]) -> None:
         """Return once these files, and every row committed by anybody, survive a loss of power."""
-        if len(paths) < _SYNCFS_FROM or not _syncfs(self.folder):
+        if len(paths) < _SYNCFS_FROM or not syncfs(self.folder):
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):  # swept since
-                    _fsync(path)
+                    fsync(path)
             for folder in sorted({path.parent for path in paths}):
-                _fsync(folder)
+                fsync(folder)
         self.connection.execute("PRAGMA synchronous=FULL")
         try:
             with self.writing() as connection:
                 _count(connection, "syncs")
         finally:
             self.connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def prepare(folder: Path) -> None:
-    """Make the folder and its tables where they are not there yet.
-
-    Raises:
-        ConfigurationError: a newer DIM made them.
-    """
-    for each in (folder, folder / "files", folder / "incoming"):
-        each.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "open.lock"):
-        connection = sqlite3.connect(folder / "blocks.db", timeout=BUSY_S, isolation_level=None)
-        try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-                for each in (folder, folder.parent):
-                    _fsync(each)
-            elif version > SCHEMA_VERSION:
-                raise ConfigurationError(
-                    f"the content store at {folder} has version {version}, this DIM reads {SCHEMA_VERSION}",
-                    hint="update DIM",
-                )
-        finally:
-            connection.close()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on a file; it ends with the process that holds it."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def pins_counter(connection: sqlite3.Connection) -> int:
@@ -361,31 +265,3 @@ def pins_counter(connection: sqlite3.Connection) -> int:
 
 def _count(connection: sqlite3.Connection, name: str) -> None:
     connection.execute("UPDATE counters SET value = value + 1 WHERE name = ?", (name,))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _syncfs(folder: Path) -> bool:
-    """Make everything in the folder's file system durable; False where the system has no such call."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "syncfs"):
-        return False
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if libc.syncfs(descriptor) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _free_bytes(folder: Path) -> int:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize

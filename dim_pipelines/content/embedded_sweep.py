@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from dim_pipelines.content.embedded_shelf import Shelf, locked, pins_counter
+from dim_pipelines.content.embedded_folder import locked
+from dim_pipelines.content.embedded_shelf import Shelf, pins_counter
 from dim_pipelines.content.links import links
 from dim_pipelines.content.store import Collected
 from dim_pipelines.domain.cid import RAW, Cid

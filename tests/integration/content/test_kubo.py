@@ -115,7 +115,9 @@ async def test_the_ipfs_command_reads_what_was_stored(
 async def test_pins_of_a_writer_that_was_killed_end_in_time(store: KuboContentStore) -> None:
     block = raw()
     group = group_block([block.cid], PIN)
-    assert store._import([block, group], group.cid) == ""  # and here the writer dies, before it names the pin
+    assert (
+        store._calls.import_pinned([block, group], group.cid) == ""
+    )  # and here the writer dies, before it names the pin
     now_ms = time.time_ns() // 1_000_000
     await store.collect(now_ms)
     assert await store.have([block.cid]) == {block.cid}

@@ -13,7 +13,8 @@ import pytest
 
 from dim_pipelines.content import embedded_shelf, embedded_sweep
 from dim_pipelines.content.embedded import EmbeddedContentStore
-from dim_pipelines.content.embedded_shelf import SMALL_BYTES, Shelf, storage_errors
+from dim_pipelines.content.embedded_folder import prepare, storage_errors
+from dim_pipelines.content.embedded_shelf import SMALL_BYTES, Shelf
 from dim_pipelines.content.store import Block, Pin
 from dim_pipelines.domain.cid import DAG_CBOR, RAW, Cid
 from dim_pipelines.domain.format import encode_cbor
@@ -317,7 +318,7 @@ async def test_sync_covers_files_that_were_there_already(
     store: EmbeddedContentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(embedded_shelf, "_fsync", synced.append)
+    monkeypatch.setattr(embedded_shelf, "fsync", synced.append)
     other = await EmbeddedContentStore.open(tmp_path)
     block = raw(SMALL_BYTES + 1)
     await other.put([block])
@@ -333,7 +334,7 @@ async def test_sync_covers_files_that_were_there_already(
 
 async def test_many_files_are_synced_at_once(store: EmbeddedContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(embedded_shelf, "_syncfs", lambda folder: not calls.append(folder))
+    monkeypatch.setattr(embedded_shelf, "syncfs", lambda folder: not calls.append(folder))
     await store.put([raw(SMALL_BYTES + 1) for _ in range(40)])
     await store.sync()
     assert len(calls) == 1
@@ -344,11 +345,11 @@ async def test_what_a_sync_could_not_do_is_done_by_the_next(
 ) -> None:
     await store.put([raw(SMALL_BYTES + 1)])
     with monkeypatch.context() as patched:
-        patched.setattr(embedded_shelf, "_fsync", lambda path: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        patched.setattr(embedded_shelf, "fsync", lambda path: (_ for _ in ()).throw(OSError(5, "I/O error")))
         with pytest.raises(ContentUnavailable, match="I/O error"):
             await store.sync()
     synced: list[Path] = []
-    monkeypatch.setattr(embedded_shelf, "_fsync", synced.append)
+    monkeypatch.setattr(embedded_shelf, "fsync", synced.append)
     await store.sync()
     assert len(synced) == 2
 
@@ -394,7 +395,7 @@ def test_errors_of_the_system_are_translated(tmp_path: Path, error: Exception, m
 
 def test_a_busy_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_shelf, "BUSY_S", 0.01)
-    embedded_shelf.prepare(tmp_path)
+    prepare(tmp_path)
     one, two = Shelf(tmp_path), Shelf(tmp_path)
     with one.writing(), pytest.raises(ContentUnavailable, match="busy"), storage_errors(tmp_path):
         two.put([raw(5)], None)
