@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import json
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Final
 
 import grpc
@@ -36,6 +32,7 @@ from dim_pipelines.node.admission import DeviceMemory
 from dim_pipelines.node.blocks import BlockServicer
 from dim_pipelines.node.engine_host import EngineConfig, EngineHost, Hello
 from dim_pipelines.node.epochs import Epochs
+from dim_pipelines.node.lifetime import NodeAddress, announced, locked, stopping_by_signal
 from dim_pipelines.node.model_cache import ModelCache
 from dim_pipelines.node.plans import PlanReader
 from dim_pipelines.node.runner import Runner
@@ -45,6 +42,8 @@ from dim_pipelines.telemetry.metrics import MetricsServer, NodeMetrics, RpcMetri
 from dim_pipelines.wire.channel import Address
 from dim_pipelines.wire.server import RpcServer, check_free
 from dim_pipelines.wire.v1 import blocks_pb2, blocks_pb2_grpc, node_pb2, node_pb2_grpc
+
+__all__ = ["NodeAddress", "NodeConfig", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -95,23 +94,6 @@ class NodeConfig:
     parent: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAddress:
-    """What a daemon announces once it serves; also the content of `node.json`.
-
-    Attributes:
-        address: for `open_channel`.
-        key: the node's public key, `ed25519:…`.
-        metrics: URL of `/metrics`; empty when it is not served.
-    """
-
-    name: str
-    address: str
-    pid: int
-    key: str
-    metrics: str
-
-
 async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> None:
     """Run a daemon until SIGTERM or SIGINT has drained it; a second signal ends the process at once.
 
@@ -128,8 +110,8 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
     name = config.name or socket.gethostname()
     address = str(Address.parse(config.listen)) if config.listen else _home_address(home)
     async with AsyncExitStack() as stack:
-        stopping = stack.enter_context(_stopping(config.parent))
-        stack.enter_context(_locked(home.node))
+        stopping = stack.enter_context(stopping_by_signal(config.parent))
+        stack.enter_context(locked(home.node))
         check_free(address)  # now, because engine processes take seconds to start
         trust = _trust(home, config.trust)
         key = public_bytes(load_or_create_key(home.node_key))
@@ -184,84 +166,14 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
             exporter = MetricsServer(registry, config.metrics_port)
             stack.push_async_callback(asyncio.to_thread, exporter.close)
             shown = exporter.address
-        announced = NodeAddress(name, server.address, os.getpid(), format_public_key(key), shown)
-        stack.enter_context(_announced(home.node / NODE_FILE, announced))
-        ready(announced)
+        here = NodeAddress(name, server.address, os.getpid(), format_public_key(key), shown)
+        stack.enter_context(announced(home.node / NODE_FILE, here))
+        ready(here)
         await stopping.wait()
         log.info("draining")
         await server.serving(False)
         finished, handed_back = await service.drain(DRAIN_S if stopping.patient else 0.5)
         log.info("drained: %d tasks finished, %d handed back", finished, handed_back)
-
-
-class _Stop:
-    """Set by the first signal (patient) or by the parent's end (not)."""
-
-    def __init__(self) -> None:
-        self.patient = True
-        self._event = asyncio.Event()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-
-    def signalled(self) -> None:
-        if self._event.is_set():
-            os._exit(130)  # the second signal: the person wants it gone, and the kernel ends the engines
-        self._event.set()
-
-    def orphaned(self) -> None:
-        self.patient = False
-        self._event.set()
-
-
-@contextmanager
-def _stopping(parent: int | None) -> Iterator[_Stop]:
-    loop, stop = asyncio.get_running_loop(), _Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.signalled)
-
-    def gone() -> None:
-        assert parent is not None
-        loop.remove_reader(parent)  # nothing is ever written to it: readable means closed
-        stop.orphaned()
-
-    if parent is not None:
-        loop.add_reader(parent, gone)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        if parent is not None:
-            loop.remove_reader(parent)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the home for this daemon; the kernel lets go when the process ends, however it ends."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(
-                f"a node daemon runs in {folder.parent} already", hint="give each daemon its own --home"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _announced(path: Path, address: NodeAddress) -> Iterator[None]:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(asdict(address)) + "\n", encoding="utf-8")
-    fresh.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @asynccontextmanager
