@@ -52,8 +52,16 @@ class BatchHead(Protocol):
         """
         ...
 
+    def heartbeat(self, batch: str, epoch: int) -> None:
+        """Say that the run lives.
+
+        Raises:
+            StaleEpoch: a newer run has taken the batch.
+        """
+        ...
+
     def move_head(self, batch: str, epoch: int, head: Cid) -> None:
-        """Compare-and-set the journal's head on the epoch; also the run's heartbeat.
+        """Compare-and-set the journal's head on the epoch.
 
         Raises:
             StaleEpoch: a newer run has taken the batch.

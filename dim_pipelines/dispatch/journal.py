@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +36,6 @@ SEGMENT_OUTCOMES: Final = 1000
 """Outcomes of a segment, at most."""
 SEGMENT_S: Final = 1.0
 """Seconds that an outcome waits for its segment, at most."""
-HEARTBEAT_S: Final = 5.0
-"""Seconds between two signs of life in the batch's row."""
 _CID: Final = 36
 _WINDOW: Final = 64
 
@@ -156,7 +153,6 @@ class JournalWriter:
         epoch: int,
         work: Cid,
         *,
-        numerics: str,
         journal: Journal,
         write_ahead: WriteAhead,
         pin: Pin,
@@ -169,13 +165,12 @@ class JournalWriter:
             batch: the batch.
             epoch: this run's epoch.
             work: what the outcomes are of.
-            numerics: the batch's numerics class, for a heartbeat before the first segment.
             journal: what earlier runs left; an empty one for a new work.
             write_ahead: the file that holds what is not in a segment yet.
             pin: holds every segment and checkpoint.
         """
         self._store, self._row, self._batch, self._epoch, self._work = store, row, batch, epoch, work
-        self._numerics, self._write_ahead, self._pin = numerics, write_ahead, pin
+        self._write_ahead, self._pin = write_ahead, pin
         self._segments, self._sealed = journal.segments, list(journal.sealed)
         self._checkpoint = journal.checkpoint
         self.head = journal.head
@@ -200,23 +195,18 @@ class JournalWriter:
         self._leftovers.extend(files)
 
     async def run(self) -> None:
-        """Commit a segment at least every `SEGMENT_S` while there are outcomes, and keep the heartbeat, until `close`.
+        """Commit a segment at least every `SEGMENT_S` while there are outcomes, until `close`.
 
         Raises:
             StaleEpoch: a newer run has taken the batch.
             ContentError: the store failed.
         """
-        beat = time.monotonic()
         while not self._closing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SEGMENT_S):
                     await self._full.wait()
             if self._pending or self._leftovers:
                 await self.commit()
-                beat = time.monotonic()
-            elif time.monotonic() - beat >= HEARTBEAT_S:
-                await self._heartbeat()
-                beat = time.monotonic()
         await self.commit()
 
     async def release(self) -> None:
@@ -277,12 +267,6 @@ class JournalWriter:
         cid = Cid.of(DAG_CBOR, data)
         await self._store.put([Block(cid, data)], pin=self._pin)
         return cid
-
-    async def _heartbeat(self) -> None:
-        if self.head is not None:
-            await asyncio.to_thread(self._row.move_head, self._batch.id, self._epoch, self.head)
-        else:
-            await asyncio.to_thread(self._row.keep_numerics, self._batch.id, self._epoch, self._numerics)
 
 
 def make_segment(

@@ -48,6 +48,11 @@ class MemoryBatchHead:
         with self._lock:
             self._fenced(batch, epoch).numerics = numerics
 
+    def heartbeat(self, batch: str, epoch: int) -> None:
+        """Count a sign of life; see `BatchHead`."""
+        with self._lock:
+            self._fenced(batch, epoch)
+
     def move_head(self, batch: str, epoch: int, head: Cid) -> None:
         """Move the journal's head; see `BatchHead`."""
         with self._lock:

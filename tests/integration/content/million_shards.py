@@ -75,7 +75,6 @@ async def journal(store: ContentStore, folder: Path, count: int) -> dict[str, An
         batch,
         epoch,
         work,
-        numerics="n",
         journal=Journal(),
         write_ahead=NoWriteAhead(folder, batch.id, epoch, work),
         pin=PIN,
