@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -18,7 +20,7 @@ PUBLIC_KEY_PREFIX = "ed25519:"
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     """Read the key at `path`, or make one there (mode 0600) when there is none.
 
-    Two processes that make it at once end with the same key.
+    Several that make it at once end with the same key.
 
     Raises:
         ConfigurationError: the file is no Ed25519 key, or the folder cannot be written.
@@ -30,20 +32,18 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
         try:
-            os.link(fresh, path)
-        except FileExistsError:
-            return _load(path)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, path)
         finally:
-            fresh.unlink()
+            Path(fresh).unlink()
     except OSError as error:
         raise ConfigurationError(f"cannot write the key {path}: {error.strerror}") from error
     return _load(path)

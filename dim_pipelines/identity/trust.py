@@ -6,6 +6,7 @@ A home always trusts its own user key. The file is written whole and renamed int
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +59,10 @@ def save_trust(path: Path, trust: Trust) -> None:
         "publishers": sorted(format_public_key(key) for key in trust.publishers),
     }
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.touch(mode=0o600)
-    fresh.write_text(yaml.safe_dump(lists), encoding="utf-8")
-    fresh.replace(path)
+    descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(yaml.safe_dump(lists))
+    Path(fresh).replace(path)
 
 
 def _keys(value: Mapping[str, Any], name: str, path: Path) -> frozenset[bytes]:
