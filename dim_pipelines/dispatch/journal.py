@@ -183,6 +183,10 @@ class JournalWriter:
 
     async def append(self, outcomes: Sequence[ShardDone]) -> None:
         """Take outcomes whose outputs are in the store; on return they survive the death of this process."""
+        # whole or not at all: a caller that is cancelled half-way would leave a line without its pending outcome
+        await asyncio.shield(self._append(outcomes))
+
+    async def _append(self, outcomes: Sequence[ShardDone]) -> None:
         async with self._writing:
             await asyncio.to_thread(self._write_ahead.append, outcomes)
             self._pending.extend(outcomes)

@@ -1,7 +1,7 @@
 """One node of one batch: its work stream, opened again after a loss, and the batch's data on both sides of it.
 
-Three tasks serve an open stream: one reads, one claims and sends (`_pump`), one fetches outputs (`_collect`). All
-choices are the assignment's, all rules of the stream the session's; what is here is waiting and writing.
+Three tasks serve an open stream: one reads, one claims and sends (`_pump`), one fetches outputs (`OutputCollector`).
+All choices are the assignment's, all rules of the stream the session's; what is here is waiting and writing.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterator
+from typing import Any, Final
 
 import grpc
 
+from dim_pipelines.dispatch.batchwork import Batchwork, OwnFailure, blame
+from dim_pipelines.dispatch.collector import OutputCollector
 from dim_pipelines.dispatch.node_client import NodeClient, WorkCall
-from dim_pipelines.dispatch.transfer import DataPath
-from dim_pipelines.domain.cid import Cid
-from dim_pipelines.domain.events import ShardDone, Task, TaskDone, TaskFailed
+from dim_pipelines.domain.events import TaskDone, TaskFailed
 from dim_pipelines.errors import (
     AccessError,
     ConfigurationError,
@@ -27,7 +27,6 @@ from dim_pipelines.errors import (
     DimError,
     InputError,
     NodeBusy,
-    NodeError,
     NodeRefused,
     NodeUnreachable,
     QuotaExceeded,
@@ -51,62 +50,17 @@ SUSPECT_S: Final = 3.0
 """Seconds of silence after which a node's tasks get a second copy elsewhere."""
 LOST_S: Final = 10.0
 """Seconds of silence after which a node is given up and its tasks go back."""
-MAX_STRIKES: Final = 3
-"""Wrong outputs after which a batch uses a node no more."""
 TASKS_PER_MESSAGE: Final = 256
 """Tasks in one message, at most."""
-OUTPUTS_PER_FETCH: Final = 64
-"""Outputs that are fetched in one call, at most."""
-BACKLOG_OUTPUTS: Final = 256
-"""Outputs that wait to be fetched, at most, before a node gets no more tasks."""
 STAGE_SHARDS: Final = 64
 """Shards whose input is brought in one call, at most."""
 LOOK_SHARDS: Final = 2048
 """Shards about whose input a node is asked in one call."""
-GATHER_S: Final = 0.015
-"""Seconds that an output waits for others to be fetched with."""
-_FETCHES: Final = 2
 _STAGES: Final = 2
 _MAX_BACKOFF_S: Final = 10.0
 _PARTING_S: Final = 0.4
 
 _log = logging.getLogger(__name__)
-
-
-class Batchwork(Protocol):
-    """What a link needs of the dispatcher."""
-
-    assignment: Assignment
-    data: DataPath
-    grant: bytes
-    plan: Cid
-    numerics: str
-    ahead: int
-    """Shards whose input is at a node before it has credit for them."""
-
-    def silent(self) -> Sequence[str]:
-        """Name the nodes that have said nothing for `SUSPECT_S`."""
-        ...
-
-    def task(self, shard: int, attempt: int) -> Task:
-        """Make a task."""
-        ...
-
-    def shard_done(self, done: ShardDone) -> None:
-        """Note an accepted output."""
-        ...
-
-    def task_failed(self, node: str, outcome: TaskDone | TaskFailed, failure: Failure) -> None:
-        """Note a failed task."""
-        ...
-
-    def node_left(self, node: str, failure: Failure) -> None:
-        """Note that a node is gone; what it had goes back."""
-        ...
-
-    def stop(self, error: BaseException) -> None:
-        """End the batch with an error."""
-        ...
 
 
 class NodeLink:
@@ -128,12 +82,9 @@ class NodeLink:
         self._client, self._shared, self._work = client, shared, work
         self._session: DispatcherSession | None = None
         self._wake = asyncio.Event()
-        self._answered: list[TaskDone] = []
-        self._answers = asyncio.Event()
+        self._collector = OutputCollector(name, client, shared, work)
         self._cancels: list[int] = []
         self._broken: asyncio.Future[None] | None = None
-        self._strikes = 0
-        self._good = 0
         self._window = 0
         self._looked = -1
         self._held: set[int] = set()
@@ -166,19 +117,19 @@ class NodeLink:
         """Serve the node until it refuses for good; a loss is followed by another try, with growing pauses."""
         tries = 0
         while not self.ended:
-            began, good = time.monotonic(), self._good
+            began, good = time.monotonic(), self._collector.good
             try:
                 await self._serve()
-            except (CoordinationError, _OwnFailure) as error:
-                self._work.stop(error.__cause__ if isinstance(error, _OwnFailure) and error.__cause__ else error)
+            except (CoordinationError, OwnFailure) as error:
+                self._work.stop(error.__cause__ if isinstance(error, OwnFailure) and error.__cause__ else error)
                 return
             except DimError as error:
                 self.error = error
-                self.ended = _is_final(error) or self._strikes >= MAX_STRIKES
-            if self._good > good:
+                self.ended = _is_final(error) or self._collector.is_struck_out
+            if self._collector.good > good:
                 tries, self.down_since = 0, None
             if self.down_since is None:
-                self.down_since = time.monotonic() if self._good > good else began
+                self.down_since = time.monotonic() if self._collector.good > good else began
             self._work.node_left(self.name, Failure("node_unreachable", self.error.message if self.error else "lost"))
             if not self.ended:
                 tries += 1
@@ -187,10 +138,11 @@ class NodeLink:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.1 * 2**tries, _MAX_BACKOFF_S))
 
     async def _serve(self) -> None:
-        await self._own(self._work.data.prepare(self._client, self._shared))
+        await blame(self._work.data.prepare(self._client, self._shared))
         self._session = session = DispatcherSession(time.monotonic())
         self._broken = asyncio.get_running_loop().create_future()
-        self._answered, self._cancels = [], []
+        self._collector.clear()
+        self._cancels = []
         self._looked, self._held = -1, set()
         call = self._client.work()
         parts: list[asyncio.Future[Any]] = [self._broken]
@@ -198,7 +150,12 @@ class NodeLink:
             await self._write(call, session.open(self._work.grant, self._work.plan))
             parts += [
                 asyncio.ensure_future(part)
-                for part in (self._read(call, session), self._pump(call, session), self._collect(), self._beat(call))
+                for part in (
+                    self._read(call, session),
+                    self._pump(call, session),
+                    self._collector.run(self._wake),
+                    self._beat(call),
+                )
             ]
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_EXCEPTION)
             failed = [part for part in parts if part in done]
@@ -275,8 +232,7 @@ class NodeLink:
             first = outcome.row_errors[0]
             self._work.task_failed(self.name, outcome, Failure("input", f"row {first.row}: {first.reason}"))
             return
-        self._answered.append(outcome)
-        self._answers.set()
+        self._collector.add(outcome)
 
     async def _pump(self, call: WorkCall, session: DispatcherSession) -> None:
         """Send cancels and tasks, and claim ahead."""
@@ -327,7 +283,7 @@ class NodeLink:
         return assignment.claim(self.name, wanted, time.monotonic(), self._work.silent())
 
     async def _send(self, call: WorkCall, session: DispatcherSession, assignment: Assignment) -> None:
-        while session.credit and len(self._answered) < BACKLOG_OUTPUTS:
+        while session.credit and not self._collector.is_full:
             limit = min(session.credit, TASKS_PER_MESSAGE)
             taken = assignment.take(self.name, limit, time.monotonic())
             if not taken:
@@ -345,60 +301,19 @@ class NodeLink:
         if len(ahead) == 1:
             ahead = assignment.peek(LOOK_SHARDS)
         self._looked = ahead[-1]
-        local = await self._own(self._work.data.find_local(self._client, ahead))
+        local = await blame(self._work.data.find_local(self._client, ahead))
         self._held.update(local)
         assignment.hold(self.name, local)
 
     async def _stage(self, shards: list[int], lacking: bool) -> None:
         try:
-            await self._own(self._work.data.bring(self._client, shards, lacking))
+            await blame(self._work.data.bring(self._client, shards, lacking))
         except BaseException:
             self._work.assignment.unready(self.name, shards)
             raise
         finally:
             self._wake.set()
         self._work.assignment.ready(self.name, shards)
-
-    async def _collect(self) -> None:
-        """Fetch outputs as they come: what gathers during one fetch is the next one's batch."""
-        fetching: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                await self._answers.wait()
-                self._answers.clear()
-                for task in [task for task in fetching if task.done()]:
-                    fetching.remove(task)
-                    task.result()
-                if self._answered and len(self._answered) < OUTPUTS_PER_FETCH:
-                    await asyncio.sleep(GATHER_S)
-                while self._answered and len(fetching) < _FETCHES:
-                    batch, self._answered = (
-                        self._answered[:OUTPUTS_PER_FETCH],
-                        self._answered[OUTPUTS_PER_FETCH:],
-                    )
-                    task = asyncio.create_task(self._accept(batch))
-                    task.add_done_callback(lambda _: self._answers.set())
-                    fetching.add(task)
-        finally:
-            for task in fetching:
-                task.cancel()
-            if fetching:
-                await asyncio.wait(fetching)
-
-    async def _accept(self, outcomes: list[TaskDone]) -> None:
-        verdicts = await self._own(
-            self._work.data.accept(self._client, self._shared, self.name, outcomes, self._work.shard_done)
-        )
-        for outcome, failure in zip(outcomes, verdicts, strict=True):
-            if failure is None:
-                self._good += 1
-                continue
-            if failure.code == "content_mismatch":
-                self._strikes += 1
-            self._work.task_failed(self.name, outcome, failure)
-        self._wake.set()
-        if self._strikes >= MAX_STRIKES:
-            raise NodeRefused(f"{self._strikes} of its outputs were wrong")
 
     async def _beat(self, call: WorkCall) -> None:
         while True:
@@ -414,19 +329,6 @@ class NodeLink:
             raise from_rpc_error(error) from error
         except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise NodeUnreachable("the work stream has ended") from error
-
-    async def _own(self, action: Coroutine[Any, Any, Any]) -> Any:
-        """Mark errors that are not the node's: the run worker's own store or row has failed, and the batch ends."""
-        try:
-            return await action
-        except NodeError:
-            raise
-        except DimError as error:
-            raise _OwnFailure(error.message) from error
-
-
-class _OwnFailure(DimError):
-    """The run worker itself has failed."""
 
 
 def _is_final(error: DimError) -> bool:

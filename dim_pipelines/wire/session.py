@@ -15,6 +15,7 @@ A task is (shard, step, attempt). Sending one spends one credit for good; the no
 has room for another task. `receive` raises `ProtocolError` for what the peer must not send, and so do the
 sending methods for what the caller must not; after that the session is CLOSED. Time is given in, in
 seconds of any monotonic clock. Style of `h11` and `websockets`' sans-IO layer.
+Both sides stand in one file, long as it is: each rule is read where its counterpart is.
 """
 
 from __future__ import annotations
