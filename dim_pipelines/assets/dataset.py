@@ -2,13 +2,14 @@
 
 import dagster as dg
 
-from dim_pipelines.assets.failures import failures
+from dim_pipelines.assets.failures import failures, holder
 from dim_pipelines.assets.partitions import batch_partitions
 from dim_pipelines.content.ingest import Ingested, ingest
 from dim_pipelines.content.models import ModelPackage, find_model
 from dim_pipelines.content.store import ContentStore
 from dim_pipelines.database.engine import Database
 from dim_pipelines.dispatch.portal import Portal
+from dim_pipelines.dispatch.tenure import tenure
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.orchestrator.batches import Batches
@@ -37,8 +38,9 @@ def dataset(
         batches.keep_run(row.id, context.run.run_id)
 
         async def read() -> Ingested:
-            models = await find_models(row.spec, content_store, row.owner)
-            return await ingest(row.spec, models, content_store, owner=row.owner, batch=row.id)
+            async with tenure(batches, row.id, holder(context)):
+                models = await find_models(row.spec, content_store, row.owner)
+                return await ingest(row.spec, models, content_store, owner=row.owner, batch=row.id)
 
         ingested = portal.call(read())
         batches.keep_dataset(row.id, ingested.dataset, ingested.errors)

@@ -35,6 +35,11 @@ def to_failure(error: DimError) -> dg.Failure:
     return dg.Failure(description=description, metadata=metadata, allow_retries=False)
 
 
+def holder(context: dg.AssetExecutionContext) -> str:
+    """Name the run as the holder of a batch."""
+    return f"dagster/{context.run.run_id}"
+
+
 @contextmanager
 def failures(context: dg.AssetExecutionContext, batches: Batches, *, retry: bool = False) -> Iterator[None]:
     """Run the body of an asset and turn what it raises into what Dagster and the batch's row should know.
@@ -53,20 +58,20 @@ def failures(context: dg.AssetExecutionContext, batches: Batches, *, retry: bool
         yield
     except DimError as error:
         if _is_cancelling(context):
-            batches.cancel(batch, run_id=context.run.run_id)
+            batches.cancel(batch, holder=holder(context))
         elif retry and error.retryable and context.retry_number < MAX_RETRIES:
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=RETRY_DELAY_S) from error
         elif not isinstance(error, StaleEpoch):
-            batches.fail(batch, error.message, run_id=context.run.run_id)
+            batches.fail(batch, error.message, holder=holder(context))
         raise to_failure(error) from error
     except dg.DagsterExecutionInterruptedError as interrupt:
         if not _is_cancelling(context):
             raise  # Ctrl-C or a shutdown: the batch stays as it is, `dim resume` goes on with it
-        batches.cancel(batch, run_id=context.run.run_id)
+        batches.cancel(batch, holder=holder(context))
         # Under the in-process executor an interrupt and a retry policy together would start the step again.
         raise dg.Failure(description="the batch was cancelled", allow_retries=False) from interrupt
     except Exception as error:
-        batches.fail(batch, f"{type(error).__name__}: {error}", run_id=context.run.run_id)
+        batches.fail(batch, f"{type(error).__name__}: {error}", holder=holder(context))
         raise
 
 

@@ -7,7 +7,7 @@ portal cancels the dispatch, nodes stop, nothing is published and finished shard
 import dagster as dg
 
 from dim_pipelines.assets.dataset import find_models
-from dim_pipelines.assets.failures import failures
+from dim_pipelines.assets.failures import failures, holder
 from dim_pipelines.assets.partitions import batch_partitions
 from dim_pipelines.assets.pictures import Bars, Picture
 from dim_pipelines.assets.pictures import to_markdown as draw_markdown
@@ -55,7 +55,7 @@ def results(
                 key=load_or_create_key(home.user_key),
                 write_ahead=home.write_ahead,
                 progress=progress.update,
-                holder=f"dagster/{context.run.run_id}",
+                holder=holder(context),
             )
             inputs = await read_dataset(content_store, finished.dataset)
             outputs = await read_result(content_store, finished.result)

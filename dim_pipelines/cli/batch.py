@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,11 +10,25 @@ import typer
 
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
 from dim_pipelines.cli.local import OWNER, IpfsOption, PublicFlag, content_store, ipfs_address
+from dim_pipelines.cli.spec import (
+    BatchRowsOption,
+    ColumnsOption,
+    IdColumnOption,
+    InputOption,
+    ModelOption,
+    OutputOption,
+    RowErrorOption,
+    RowErrors,
+    ShardRowsOption,
+    check_source,
+    plain_spec,
+    publish_models,
+    read_spec,
+)
 from dim_pipelines.errors import ConfigurationError, DimError, InputError
 
 if TYPE_CHECKING:
     from dim_pipelines.content.store import ContentStore
-    from dim_pipelines.domain.batch import BatchSpec
     from dim_pipelines.orchestrator.batches import Batches, BatchRow
     from dim_pipelines.settings import Home
 
@@ -23,39 +36,6 @@ HEARTBEAT_LOST_S: Final = 15.0
 """A running batch whose row nobody has written for this long has no run any more, in seconds: three heartbeats."""
 
 
-class RowErrors(StrEnum):
-    """What a bad row does."""
-
-    FAIL = "fail"
-    DEAD_LETTER = "dead_letter"
-
-
-ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="PATH|CID|NAME", help="The model; a folder is added and signed first.")
-]
-InputOption = Annotated[
-    str | None, typer.Option("--input", metavar="FILE|FOLDER|CID", help="Parquet, CSV, a folder of images, or a CID.")
-]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE", help="The joined table: a .parquet or .csv file.")
-]
-ColumnsOption = Annotated[
-    str | None, typer.Option("--columns", metavar="A,B", help="Columns to keep; those the model reads when left out.")
-]
-IdColumnOption = Annotated[
-    str | None,
-    typer.Option("--id-column", metavar="C", help="The column that names rows; else images' paths, or the row number."),
-]
-ShardRowsOption = Annotated[
-    int | None, typer.Option("--shard-rows", min=1, help="Rows per shard; state it where the same CID is wanted again.")
-]
-BatchRowsOption = Annotated[
-    int | None,
-    typer.Option("--batch-rows", min=1, help="Rows per micro-batch; state it where the same CID is wanted again."),
-]
-RowErrorOption = Annotated[
-    RowErrors, typer.Option("--on-row-error", help="End the batch at a bad row, or set bad rows aside.")
-]
 NodesOption = Annotated[
     str | None, typer.Option("--nodes", metavar="ADDR,ADDR", help="Nodes to use; one is started here when left out.")
 ]
@@ -83,7 +63,7 @@ def infer(
             name for name, value in (("--model", model), ("--input", source), ("--output", output)) if value is None
         ]
         raise ConfigurationError(f"missing {', '.join(missing)}", hint="dim infer --help")
-    spec = _plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
+    spec = plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
     return asyncio.run(_infer(spec, output, ipfs, public, _addresses(nodes), screen))
 
 
@@ -97,9 +77,9 @@ async def _infer(plain: dict[str, Any], output: Path, ipfs: str, public: bool, n
     path = check_output(output)
     home = Home.at()
     spec = BatchSpec.read(plain)
-    _check_source(spec.input.uri)
+    check_source(spec.input.uri)
     async with ipfs_address(home, ipfs) as address, content_store(home, address, public=public) as store:
-        spec = await _publish_models(spec, home, store, screen)
+        spec = await publish_models(spec, home, store, screen)
         database = await asyncio.to_thread(open_database, home.database_url)
         row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=False, output=str(path))
         return await _run_row(row, home, Batches(database), store, address, nodes, path, screen)
@@ -116,18 +96,18 @@ async def _run_row(
     screen: Screen,
 ) -> int:
     """Run a batch here, and leave its row saying how it went."""
-    from dim_pipelines.cli.here import run_here
+    from dim_pipelines.cli.here import holder, run_here
 
     try:
         done = await run_here(
             row, home=home, batches=batches, store=store, ipfs=ipfs, nodes=nodes, output=output, screen=screen
         )
     except asyncio.CancelledError:
-        batches.cancel(row.id)
+        batches.cancel(row.id, holder=holder())
         screen.say(f"finished shards are kept; to continue: dim resume {row.id}")
         raise
     except DimError as error:
-        batches.fail(row.id, error.message)
+        batches.fail(row.id, error.message, holder=holder())
         raise
     record = done.record()
     screen.result(record, describe(record))
@@ -165,7 +145,7 @@ def submit(
             raise ConfigurationError("give either SPEC.yaml or --model and --input, not both", hint="dim submit --help")
         plain = read_spec(spec_file)
     elif model is not None and source is not None:
-        plain = _plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
+        plain = plain_spec(model, source, output, columns, id_column, shard_rows, batch_rows, on_row_error)
     else:
         raise ConfigurationError("nothing to submit", hint="dim submit SPEC.yaml, or --model … --input …")
     return asyncio.run(_submit(plain, output, ipfs, public, no_run, wait, screen))
@@ -184,10 +164,10 @@ async def _submit(
     path = None if output is None else str(check_output(output))
     home = Home.at()
     spec = BatchSpec.read(plain)
-    _check_source(spec.input.uri)
+    check_source(spec.input.uri)
     running = find_running(home)
     async with content_store(home, ipfs, public=public) as store:
-        spec = await _publish_models(spec, home, store, screen)
+        spec = await publish_models(spec, home, store, screen)
         database = await asyncio.to_thread(open_database, home.database_url)
         row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=not no_run, output=path)
         if no_run:
@@ -309,122 +289,6 @@ async def _outwait(row: BatchRow, batches: Batches, screen: Screen) -> None:
 
 def _addresses(nodes: str | None) -> list[str]:
     return [part.strip() for part in (nodes or "").split(",") if part.strip()]
-
-
-def _plain_spec(
-    model: str,
-    source: str,
-    output: Path | None,
-    columns: str | None,
-    id_column: str | None,
-    shard_rows: int | None,
-    batch_rows: int | None,
-    on_row_error: RowErrors,
-) -> dict[str, Any]:
-    """Write the options as a spec; what was left out stays out.
-
-    Raises:
-        ConfigurationError: the output's ending is neither .parquet nor .csv.
-    """
-    plain: dict[str, Any] = {
-        "name": Path(source.rstrip("/")).stem[:200] or "batch",
-        "models": [model],
-        "input": {"uri": source},
-        "on_row_error": on_row_error.value,
-    }
-    if columns:
-        plain["input"]["columns"] = [part.strip() for part in columns.split(",") if part.strip()]
-    if id_column:
-        plain["input"]["id_column"] = id_column
-    if shard_rows:
-        plain["shard_rows"] = shard_rows
-    if batch_rows:
-        plain["batch_rows"] = batch_rows
-    if output is not None:
-        ending = output.suffix.lower().removeprefix(".")
-        if ending not in ("parquet", "csv"):
-            raise ConfigurationError(f"the output {output} ends neither in .parquet nor in .csv", hint="name it so")
-        plain["output"] = {"format": ending}
-    return _absolute(plain)
-
-
-def read_spec(path: Path) -> dict[str, Any]:
-    """Read a spec file; its relative paths are taken from its own folder.
-
-    Raises:
-        InputError: it cannot be read, is no YAML, or no mapping.
-    """
-    import yaml
-
-    path = path.expanduser()
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no batch spec", hint="it is a mapping with name, models and input")
-    return _absolute(value, path.absolute().parent)
-
-
-def _absolute(plain: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """Make local paths absolute, so that another process with another folder finds them."""
-    from dim_pipelines.domain.cid import looks_like_cid
-
-    source = plain.get("input")
-    uri = source.get("uri") if isinstance(source, dict) else source
-    if isinstance(uri, str) and uri and "://" not in uri and not looks_like_cid(uri):
-        resolved = str((folder or Path.cwd()) / Path(uri).expanduser())
-        plain = {**plain, "input": {**source, "uri": resolved} if isinstance(source, dict) else resolved}
-    return plain
-
-
-def _check_source(uri: str) -> None:
-    """Refuse a missing input before anything is started.
-
-    Raises:
-        InputError: there is no such file or folder.
-    """
-    from dim_pipelines.domain.cid import looks_like_cid
-
-    if "://" not in uri and not looks_like_cid(uri) and not Path(uri).exists():
-        raise InputError(f"no such file or folder: {uri}", hint="an absolute path is safest; a CID starts with 'baf'")
-
-
-async def _publish_models(spec: BatchSpec, home: Home, store: ContentStore, screen: Screen) -> BatchSpec:
-    """Add and sign the models that are given as folders; the spec then names every model by its CID.
-
-    Raises:
-        InputError: there is no such folder or model.
-    """
-    from dim_pipelines.content.models import add_model, find_model
-    from dim_pipelines.identity.keys import load_or_create_key
-
-    uses = []
-    for use in spec.models:
-        folder = _model_folder(use.model)
-        if folder is not None:
-            package = await add_model(folder, store, load_or_create_key(home.user_key), OWNER)
-            screen.say(f"model {package.description.name} {package.cid}")
-        else:
-            package = await find_model(use.model, store, OWNER)
-        uses.append(use.model_copy(update={"model": str(package.cid)}))
-    return spec.model_copy(update={"models": tuple(uses)})
-
-
-def _model_folder(reference: str) -> Path | None:
-    """Give the folder that a reference names, or None where it is a CID or a name.
-
-    Raises:
-        InputError: it is written as a path, and there is no such folder.
-    """
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        return folder
-    if "/" in reference.removeprefix("ipfs://").removeprefix("/ipfs/") or reference.startswith((".", "~")):
-        raise InputError(f"no such model folder: {reference}", hint="name the folder that holds dim-model.json")
-    return None
 
 
 def describe(record: dict[str, Any]) -> str:

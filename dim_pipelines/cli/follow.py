@@ -82,10 +82,7 @@ async def follow(
         row = await asyncio.to_thread(batches.get, batch, owner=owner)
         if row.state == "done":
             return row
-        if row.state == "failed":
-            raise BatchFailed(f"batch {batch} failed: {row.error}", hint=f"dim resume {batch} continues it")
-        if row.state == "cancelled":
-            raise Cancelled(f"batch {batch} was cancelled")
+        _check_alive(row)
         if row.dataset is not None and total is None:
             dataset = Dataset.decode(await store.get(row.dataset))
             total = dataset.rows, dataset.shards
@@ -98,11 +95,19 @@ async def follow(
         await asyncio.sleep(POLL_S)
 
 
+def _check_alive(row: BatchRow) -> None:
+    if row.state == "failed":
+        raise BatchFailed(f"batch {row.id} failed: {row.error}", hint=f"dim resume {row.id} continues it")
+    if row.state == "cancelled":
+        raise Cancelled(f"batch {row.id} was cancelled")
+
+
 async def await_table(row: BatchRow, batches: Batches) -> BatchRow:
     """Wait until the joined table of a batch that is done lies in its file, and give the row, which then names it.
 
     Raises:
-        BatchFailed: the table did not come within `TABLE_S`.
+        BatchFailed: writing it failed, or it did not come within `TABLE_S`.
+        Cancelled: somebody stopped it.
     """
     deadline = time.monotonic() + TABLE_S
     while not await asyncio.to_thread(_is_written, row):
@@ -111,6 +116,7 @@ async def await_table(row: BatchRow, batches: Batches) -> BatchRow:
             raise BatchFailed(message, hint="see the asset `report` of its run on Dagster's page")
         await asyncio.sleep(POLL_S)
         row = await asyncio.to_thread(batches.get, row.id, owner=row.owner)
+        _check_alive(row)
     return row
 
 

@@ -50,6 +50,11 @@ class Done:
         }
 
 
+def holder() -> str:
+    """Name this process as the holder of a batch."""
+    return f"dim on {socket.gethostname()}, process {os.getpid()}"
+
+
 def check_output(path: Path) -> Path:
     """Give the absolute path of an output file, once it is known that it can be written.
 
@@ -113,17 +118,19 @@ async def run_here(
 async def _read(
     row: BatchRow, models: Sequence[ModelPackage], batches: Batches, store: ContentStore, screen: Screen
 ) -> BatchRow:
-    """Make the dataset, unless an earlier run of the batch has made it."""
+    """Make the dataset, unless an earlier run of the batch has made it and it is still there."""
     from dim_pipelines.content.ingest import ingest
+    from dim_pipelines.dispatch.tenure import tenure
 
-    if row.dataset is not None:
+    if row.dataset is not None and await store.have([row.dataset]):
         return row
     with screen.progress("reading the input") as bar:
 
         def show(rows: int) -> None:
             bar.update(rows, None, "rows")
 
-        ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=show)
+        async with tenure(batches, row.id, holder()):
+            ingested = await ingest(row.spec, models, store, owner=OWNER, batch=row.id, progress=show)
     for note in ingested.notes:
         screen.warn(note)
     await asyncio.to_thread(batches.keep_dataset, row.id, ingested.dataset, ingested.errors)
@@ -163,7 +170,7 @@ async def _compute(
                 key=load_or_create_key(home.user_key),
                 write_ahead=home.write_ahead,
                 progress=show,
-                holder=f"dim on {socket.gethostname()}, process {os.getpid()}",
+                holder=holder(),
             )
     finally:
         await pool.close()

@@ -170,9 +170,14 @@ class Batches:
         Raises:
             InputError: there is no such batch.
         """
-        row = self.get(batch, owner=owner)
-        if row.state != "done":
-            self._change(batch, None, state="queued", request=batches.c.request + 1, error=None)
+        self.get(batch, owner=owner)
+        statement = (
+            update(batches)
+            .where(batches.c.id == batch, batches.c.state != "done")
+            .values(updated_ms=_now_ms(), state="queued", request=batches.c.request + 1, error=None)
+        )
+        with self._database.write() as connection:
+            connection.execute(statement)
         return self.get(batch, owner=owner)
 
     def take_epoch(self, batch: str, holder: str) -> Head:
@@ -213,23 +218,22 @@ class Batches:
         """
         self._change(batch, epoch)
 
-    def fail(self, batch: str, error: str, *, epoch: int | None = None, run_id: str | None = None) -> bool:
-        """Store why a run failed, unless a newer one has taken the batch.
+    def fail(self, batch: str, error: str, *, holder: str) -> bool:
+        """Store why a run failed, unless another one holds the batch.
 
         Args:
             batch: the batch's id.
             error: one line.
-            epoch: the epoch of the run that failed, where it got one.
-            run_id: the Dagster run that failed; see `keep_run`.
+            holder: the run that failed, by the name with which it took its epoch, or would have.
 
         Returns:
-            False where a newer run has the batch: nothing was changed.
+            False where another run holds the batch: nothing was changed.
         """
-        return self._end(batch, epoch, run_id, state="failed", error=error)
+        return self._end(batch, holder, state="failed", error=error)
 
-    def cancel(self, batch: str, *, epoch: int | None = None, run_id: str | None = None) -> bool:
+    def cancel(self, batch: str, *, holder: str) -> bool:
         """Store that the user stopped a run; arguments and answer as of `fail`."""
-        return self._end(batch, epoch, run_id, state="cancelled", error=None)
+        return self._end(batch, holder, state="cancelled", error=None)
 
     def keep_dataset(self, batch: str, dataset: Cid, errors: Cid | None) -> None:
         """Store what ingest made of the input. No epoch: the same input gives the same CID in every run."""
@@ -254,12 +258,9 @@ class Batches:
             raise InputError(f"there is no batch {batch!r}")
         raise StaleEpoch(f"batch {batch}: a newer run than epoch {epoch} has taken over")
 
-    def _end(self, batch: str, epoch: int | None, run_id: str | None, **values: Any) -> bool:
-        statement = update(batches).where(batches.c.id == batch).values(updated_ms=_now_ms(), **values)
-        if epoch is not None:
-            statement = statement.where(batches.c.epoch == epoch)
-        if run_id is not None:
-            statement = statement.where(or_(batches.c.run_id.is_(None), batches.c.run_id == run_id))
+    def _end(self, batch: str, holder: str, **values: Any) -> bool:
+        held = or_(batches.c.holder.is_(None), batches.c.holder == holder[:200])
+        statement = update(batches).where(batches.c.id == batch, held).values(updated_ms=_now_ms(), **values)
         with self._database.write() as connection:
             return connection.execute(statement).rowcount == 1
 

@@ -55,6 +55,7 @@ def test_an_overtaken_run_changes_nothing(row: BatchHead) -> None:
         lambda: row.keep_numerics("b1", 1, "other"),
         lambda: row.finish("b1", 1, ONE, TWO),
         lambda: row.move_head("b1", 3, TWO),
+        lambda: row.heartbeat("b1", 1),
     ):
         with pytest.raises(StaleEpoch, match="b1"):
             attempt()

@@ -88,7 +88,7 @@ def test_submit_without_a_run_adds_the_partition_only(
     assert "dim up is not running" not in waiting.err
     batches = Batches(open_database(Home.at(home).database_url))
     assert batches.get(waiting.record["batch"]).request == 1
-    batches.cancel(waiting.record["batch"])  # else the `dim up` of another test would run it
+    batches.cancel(waiting.record["batch"], holder="the test")  # else the `dim up` of another test would run it
 
 
 async def test_an_unsigned_program_is_refused_with_the_way_out(
@@ -122,8 +122,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_up_serves_the_page_and_leaves_nothing_behind(demo: tuple[Path, dict[str, Any], str]) -> None:
-    home, _, _ = demo
+def test_up_runs_what_is_submitted_and_leaves_nothing_behind(
+    demo: tuple[Path, dict[str, Any], str], tmp_path: Path
+) -> None:
+    home, record, _ = demo
     port = free_port()
     program = [sys.executable, "-m", "dim_pipelines.cli", "up", "--port", str(port), "--json"]
     up = subprocess.Popen(
@@ -145,6 +147,17 @@ def test_up_serves_the_page_and_leaves_nothing_behind(demo: tuple[Path, dict[str
             data = json.load(response)["data"]
         assert {tuple(node["assetKey"]["path"]) for node in data["assetNodes"]} >= {("dataset",), ("results",)}
         assert "SUCCESS" in [run["status"] for run in data["runsOrError"]["results"]]  # that of the demo
+
+        images = str(home / "demo" / "digits" / "images")
+        submit = ["submit", "--model", "digits-cnn", "--input", images, "--id-column", "path", "--shard-rows", "32"]
+        submit += ["--batch-rows", "32", "--output", str(tmp_path / "o.parquet"), "--json"]
+        submitted = subprocess.run(
+            [*program[:3], *submit], capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, "DIM_HOME": str(home)},
+        )  # fmt: skip
+        assert submitted.returncode == 0, submitted.stderr
+        assert json.loads(submitted.stdout)["result_cid"] == record["result_cid"]
+        assert pq.read_table(tmp_path / "o.parquet").num_rows == 1797
 
         second = subprocess.run(
             [*program[:-3], "--port", str(free_port())], capture_output=True, text=True, timeout=60, check=False,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dim_pipelines.cli.follow import BatchFailed, Journaled, follow, record_of
+from dim_pipelines.cli.follow import BatchFailed, Journaled, await_table, follow, record_of
 from dim_pipelines.content.memory import MemoryContentStore
 from dim_pipelines.content.store import Block
 from dim_pipelines.database.engine import open_database
@@ -115,15 +115,22 @@ async def test_following_ends_with_the_batch(batches: Batches) -> None:
 
 async def test_a_failed_batch_says_why_and_how_to_go_on(batches: Batches) -> None:
     row = batches.submit(SPEC)
-    batches.fail(row.id, "row 7 is bad")
+    batches.fail(row.id, "row 7 is bad", holder="a run")
     with pytest.raises(BatchFailed, match="row 7 is bad") as caught:
         await follow(row.id, batches, MemoryContentStore(), lambda done, total, note: None, "local")
     assert caught.value.hint == f"dim resume {row.id} continues it"
 
 
+async def test_a_table_that_failed_is_not_waited_for(batches: Batches) -> None:
+    row = batches.submit(SPEC, output="/nowhere/o.parquet")
+    batches.fail(row.id, "the disk is full", holder="a run")
+    with pytest.raises(BatchFailed, match="the disk is full"):
+        await await_table(row, batches)
+
+
 async def test_a_cancelled_batch_is_an_interruption(batches: Batches) -> None:
     row = batches.submit(SPEC)
-    batches.cancel(row.id)
+    batches.cancel(row.id, holder="a run")
     with pytest.raises(Cancelled):
         await follow(row.id, batches, MemoryContentStore(), lambda done, total, note: None, "local")
 

@@ -10,7 +10,7 @@ import pytest
 from dim_pipelines.database.engine import Database, open_database
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import RAW, Cid
-from dim_pipelines.errors import InputError
+from dim_pipelines.errors import InputError, StaleEpoch
 from dim_pipelines.orchestrator.batches import Batches, submit_batch
 
 SPEC = {"name": "x", "models": ["m"], "input": "i.csv", "shard_rows": 5}
@@ -82,7 +82,7 @@ def test_a_batch_lives_through_its_states(database: Database, batches: Batches) 
     batches.keep_dataset("b", ONE, None)
     batches.keep_run("b", "run-1")
     batches.heartbeat("b", 1)
-    assert batches.fail("b", "it broke", epoch=1)
+    assert batches.fail("b", "it broke", holder="host/1")
     row = batches.get("b")
     assert (row.state, row.error, row.dataset, row.errors, row.run_id, row.holder) == (
         "failed", "it broke", ONE, None, "run-1", "host/1",
@@ -102,16 +102,24 @@ def test_a_batch_lives_through_its_states(database: Database, batches: Batches) 
 
 def test_how_an_overtaken_run_ended_is_not_stored(database: Database, batches: Batches) -> None:
     submit_batch(database, SPEC, batch_id="b")
-    batches.take_epoch("b", "one")
-    batches.keep_run("b", "run-1")
+    epoch = batches.take_epoch("b", "one").epoch
     batches.take_epoch("b", "two")
-    assert not batches.fail("b", "it broke", epoch=1)
-    assert not batches.cancel("b", epoch=1)
-    batches.keep_run("b", "run-2")
-    assert not batches.fail("b", "it broke", run_id="run-1")
+    assert not batches.fail("b", "it broke", holder="one")
+    assert not batches.cancel("b", holder="one")
+    with pytest.raises(StaleEpoch):
+        batches.heartbeat("b", epoch)
     assert batches.get("b").state == "running"
-    assert batches.cancel("b", run_id="run-2")
+    assert batches.cancel("b", holder="two")
     assert batches.get("b").state == "cancelled"
+
+
+def test_an_overtaken_run_does_not_undo_a_finished_batch(database: Database, batches: Batches) -> None:
+    submit_batch(database, SPEC, batch_id="b")
+    batches.take_epoch("b", "one")
+    epoch = batches.take_epoch("b", "two").epoch
+    batches.finish("b", epoch, ONE, TWO)
+    assert not batches.fail("b", "a newer run has taken over", holder="one")
+    assert batches.get("b").state == "done"
 
 
 def test_unknown_batches(batches: Batches) -> None:
