@@ -26,6 +26,11 @@ _X32: Final = 0x40000000
 _CLONE_THREAD: Final = 0x10000
 _O_TRUNC, _O_ACCMODE = 0o1000, 0o3
 _PR_SET_PDEATHSIG: Final = 1
+# Who gets a descriptor's signals, and which: F_SETOWN, F_SETSIG, F_SETOWN_EX (linux/fcntl.h), FIOSETOWN, SIOCSPGRP
+# (linux/sockios.h).
+_OWNER_COMMANDS: Final = (8, 10, 15)
+_OWNER_REQUESTS: Final = (0x8901, 0x8902)
+_WHOLE: Final = 0xFFFFFFFF
 
 # Numbers that all architectures share (424 and above).
 _SHARED: Final = {
@@ -52,10 +57,10 @@ _SHARED: Final = {
     "open_tree_attr": 467,
 }
 _X86_64: Final = _SHARED | {
-    "open": 2, "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "connect": 42, "accept": 43,
+    "open": 2, "ioctl": 16, "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "connect": 42, "accept": 43,
     "bind": 49, "listen": 50, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62,
-    "semget": 64,
-    "semop": 65, "semctl": 66, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71, "truncate": 76, "chmod": 90,
+    "semget": 64, "semop": 65, "semctl": 66, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71, "fcntl": 72,
+    "truncate": 76, "chmod": 90,
     "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101, "syslog": 103, "rt_sigqueueinfo": 129,
     "utime": 132, "mknod": 133, "personality": 135, "setpriority": 141, "modify_ldt": 154, "prctl": 157,
     "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165, "umount2": 166, "swapon": 167,
@@ -73,6 +78,7 @@ _X86_64: Final = _SHARED | {
 }  # fmt: skip
 _AARCH64: Final = _SHARED | {
     "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
+    "fcntl": 25, "ioctl": 29,
     "ioprio_set": 30, "mknodat": 33, "umount2": 39, "mount": 40, "pivot_root": 41, "truncate": 45, "chroot": 51,
     "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "openat": 56, "quotactl": 60, "utimensat": 88,
     "acct": 89, "personality": 92, "unshare": 97, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -91,7 +97,7 @@ _AARCH64: Final = _SHARED | {
 
 # Filtered by an argument, or answered with ENOSYS so that libc takes the older call, which can be filtered.
 _BY_ARGUMENT: Final = frozenset(
-    {"open", "openat", "clone", "prctl", "kill", "tgkill", "prlimit64", "sched_setaffinity"}
+    {"open", "openat", "clone", "prctl", "kill", "tgkill", "prlimit64", "sched_setaffinity", "fcntl", "ioctl"}
 )
 _NOT_HERE: Final = frozenset({"clone3", "openat2"})
 
@@ -119,12 +125,19 @@ class Architecture:
             reason = errno.ENOSYS if name in _NOT_HERE else errno.EPERM
             lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | reason)]
         numbers = self.numbers
-        # Reading with O_TRUNC empties a file, which Landlock sees only from ABI 3 on.
-        if "open" in numbers:
-            lines += _deny_flags(numbers["open"], 1, _O_TRUNC | _O_ACCMODE, _O_TRUNC)
-        lines += _deny_flags(numbers["openat"], 2, _O_TRUNC | _O_ACCMODE, _O_TRUNC)
+        # O_TRUNC empties a file that is opened for reading, or with the access mode 3 for neither reading nor
+        # writing; Landlock sees both only from ABI 3 on.
+        for mode in (0, _O_ACCMODE):
+            if "open" in numbers:
+                lines += _deny_flags(numbers["open"], 1, _O_TRUNC | _O_ACCMODE, _O_TRUNC | mode)
+            lines += _deny_flags(numbers["openat"], 2, _O_TRUNC | _O_ACCMODE, _O_TRUNC | mode)
+        # Who gets the signals of the inherited socket: any process of the user, where Landlock is below ABI 6.
+        for command in _OWNER_COMMANDS:
+            lines += _deny_flags(numbers["fcntl"], 1, _WHOLE, command)
+        for request in _OWNER_REQUESTS:
+            lines += _deny_flags(numbers["ioctl"], 1, _WHOLE, request)
         lines += _deny_flags(numbers["clone"], 0, _CLONE_THREAD, 0)
-        lines += _deny_flags(numbers["prctl"], 0, 0xFFFFFFFF, _PR_SET_PDEATHSIG)
+        lines += _deny_flags(numbers["prctl"], 0, _WHOLE, _PR_SET_PDEATHSIG)
         lines += _only(numbers["kill"], pid)
         lines += _only(numbers["tgkill"], pid)
         lines += _only(numbers["prlimit64"], 0, pid)

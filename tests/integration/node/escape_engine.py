@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -24,10 +27,13 @@ from dim_pipelines.node.engines.memory import ProcessMemory
 TRIES: dict[str, Callable[[Mapping[str, Any]], object]] = {}
 
 
-def boot(targets: Mapping[str, Any]) -> str:
+def boot(targets: Mapping[str, Any], abi: int | None = None) -> str:
+    """Give the text; with `abi` the process believes that the kernel has this Landlock ABI."""
     source = Path(__file__).read_text()
+    older = "" if abi is None else f"import dim_pipelines.node.confinement as c_; c_.landlock_abi = lambda: {abi}\n"
     return (
         "import sys, json; c = json.loads(sys.argv[1]); sys.path[:] = c['sys_path']\n"
+        f"{older}"
         "from dim_pipelines.node.engine_process import main\n"
         "def escape(device, threads):\n"
         "    names = {'__name__': 'escape'}\n"
@@ -158,6 +164,52 @@ def write_into_the_models(targets: Mapping[str, Any]) -> None:
 @attempt
 def empty_a_file_by_reading(targets: Mapping[str, Any]) -> None:
     os.close(os.open(targets["model"], os.O_RDONLY | os.O_TRUNC))
+
+
+@attempt
+def empty_a_file_without_access(targets: Mapping[str, Any]) -> None:
+    os.close(os.open(targets["model"], os.O_ACCMODE | os.O_TRUNC))
+
+
+def inherited_socket() -> int:
+    for descriptor in range(3, 256):
+        try:
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                return descriptor
+        except OSError:
+            continue
+    raise AssertionError("no socket was inherited")
+
+
+# None of these sets O_ASYNC: without the walls they succeed, and must not signal anybody.
+@attempt
+def own_a_descriptor_for_the_parent(targets: Mapping[str, Any]) -> None:
+    fcntl.fcntl(inherited_socket(), fcntl.F_SETOWN, os.getppid())
+    fcntl.fcntl(inherited_socket(), fcntl.F_SETOWN, 0)
+
+
+@attempt
+def own_a_descriptor_for_a_thread_of_the_parent(targets: Mapping[str, Any]) -> None:
+    fcntl.fcntl(inherited_socket(), 15, struct.pack("ii", 0, os.getppid()))  # F_SETOWN_EX, F_OWNER_TID
+    fcntl.fcntl(inherited_socket(), 15, struct.pack("ii", 0, 0))
+
+
+@attempt
+def choose_a_descriptors_signal(targets: Mapping[str, Any]) -> None:
+    fcntl.fcntl(inherited_socket(), 10, signal.SIGKILL)  # F_SETSIG
+    fcntl.fcntl(inherited_socket(), 10, 0)
+
+
+@attempt
+def own_a_socket_for_the_parent(targets: Mapping[str, Any]) -> None:
+    fcntl.ioctl(inherited_socket(), 0x8901, struct.pack("i", os.getppid()))  # FIOSETOWN
+    fcntl.ioctl(inherited_socket(), 0x8901, struct.pack("i", 0))
+
+
+@attempt
+def own_a_socket_for_the_parents_group(targets: Mapping[str, Any]) -> None:
+    fcntl.ioctl(inherited_socket(), 0x8902, struct.pack("i", os.getppid()))  # SIOCSPGRP
+    fcntl.ioctl(inherited_socket(), 0x8902, struct.pack("i", 0))
 
 
 @attempt

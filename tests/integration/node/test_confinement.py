@@ -32,12 +32,12 @@ DESCRIPTION = {
 }
 
 
-def boot(targets: dict[str, Any]) -> str:
+def boot(targets: dict[str, Any], abi: int | None = None) -> str:
     spec = importlib.util.spec_from_file_location("escape_engine", ENGINE)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    text: str = module.boot(targets)
+    text: str = module.boot(targets, abi)
     return text
 
 
@@ -68,7 +68,7 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-async def try_everything(targets: dict[str, Any], *, confine: bool) -> dict[str, str]:
+async def try_everything(targets: dict[str, Any], *, confine: bool, abi: int | None = None) -> dict[str, str]:
     home = Home.at(targets["home"])
     config = EngineConfig(
         device="cpu",
@@ -79,7 +79,7 @@ async def try_everything(targets: dict[str, Any], *, confine: bool) -> dict[str,
         secrets=(home.node_key,),
         confine=confine,
     )
-    host = EngineHost(config, boot(targets))
+    host = EngineHost(config, boot(targets, abi))
     try:
         hello = await host.start()
         assert hello.confined is confine and hello.missing == {}
@@ -94,9 +94,14 @@ async def try_everything(targets: dict[str, Any], *, confine: bool) -> dict[str,
         await host.kill()
 
 
-async def test_every_way_out_is_shut(targets: dict[str, Any], require: Any) -> None:
-    require(not confinement.unavailable(), "Landlock with seccomp", "a Linux kernel from 5.13 on")
-    results = await try_everything(targets, confine=True)
+@pytest.mark.parametrize("abi", [2, None], ids=["abi 2", "this kernel's abi"])
+async def test_every_way_out_is_shut(targets: dict[str, Any], require: Any, abi: int | None) -> None:
+    require(
+        confinement.landlock_abi() >= (abi or 1) and not confinement.unavailable(),
+        "Landlock with seccomp",
+        "a Linux kernel from 5.19 on",
+    )
+    results = await try_everything(targets, confine=True, abi=abi)
     allowed = {name for name, result in results.items() if result == "done"}
     assert allowed == {"ok_write_scratch", "ok_read_model", "ok_thread", "ok_signal_itself"}
     denials = {result for result in results.values() if result != "done"}

@@ -67,7 +67,22 @@ def test_calls_are_told_apart_by_their_arguments(here: Architecture) -> None:
     assert answer(here, numbers["prctl"], 1) == EPERM and answer(here, numbers["prctl"], 15) == ALLOW
     assert answer(here, numbers["openat"], 3, 0, 0o1000) == EPERM
     assert answer(here, numbers["openat"], 3, 0, 0o1001) == ALLOW
+    assert answer(here, numbers["openat"], 3, 0, 0o1003) == EPERM  # neither reading nor writing, and empties it
     assert answer(here, numbers["openat"], 3, 0, 0) == ALLOW
+    assert answer(here, numbers["openat"], 3, 0, 0o3) == ALLOW
+
+
+@pytest.mark.parametrize("here", [X86, ARM], ids=["x86_64", "aarch64"])
+def test_nobody_else_is_made_the_owner_of_a_descriptor(here: Architecture) -> None:
+    for command in (8, 10, 15):
+        assert answer(here, here.numbers["fcntl"], 3, command, PID) == EPERM
+    assert answer(here, here.numbers["fcntl"], 3, 8 | 1 << 32, PID) == EPERM  # the kernel reads 32 bits
+    for request in (0x8901, 0x8902):
+        assert answer(here, here.numbers["ioctl"], 3, request) == EPERM
+    for command in (1, 2, 3, 4, 1030):  # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
+        assert answer(here, here.numbers["fcntl"], 3, command) == ALLOW
+    for request in (0x5401, 0x5421):  # TCGETS, FIONBIO
+        assert answer(here, here.numbers["ioctl"], 3, request) == ALLOW
 
 
 def test_other_tables_of_the_same_processor_end_the_process() -> None:
@@ -75,6 +90,7 @@ def test_other_tables_of_the_same_processor_end_the_process() -> None:
     assert answer(X86, 0x40000029) == KILL  # x32
     assert answer(X86, 0) == ALLOW and answer(X86, X86.numbers["fork"]) == EPERM
     assert answer(X86, X86.numbers["open"], 0, 0o1000) == EPERM
+    assert answer(X86, X86.numbers["open"], 0, 0o1003) == EPERM and answer(X86, X86.numbers["open"], 0, 0o3) == ALLOW
 
 
 def test_processors_without_a_table_have_no_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
