@@ -7,18 +7,19 @@ a lower epoch can be valid by then.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Final
 
 from dim_pipelines.domain.grant import Grant
-from dim_pipelines.errors import ConfigurationError, StaleEpoch
+from dim_pipelines.errors import ConfigurationError, NodeBusy, StaleEpoch
 
 REMEMBERED_MS: Final = 24 * 3600 * 1000
 """How long after a grant's end its epoch is kept, in milliseconds."""
 
 
 class Epochs:
-    """Call it from one thread at a time; a call takes a few milliseconds (one synced write)."""
+    """Call it from any thread; calls take turns, a few milliseconds each (one synced write)."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, or make it.
@@ -26,6 +27,7 @@ class Epochs:
         Raises:
             ConfigurationError: it cannot be opened or is no such file.
         """
+        self._lock = threading.Lock()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
@@ -43,25 +45,38 @@ class Epochs:
 
         Raises:
             StaleEpoch: a higher one was seen.
-            ConfigurationError: the file cannot be written.
+            NodeBusy: the file cannot be written at the moment: the disk is full, or another program holds it.
+            ConfigurationError: the epoch is no number that the file can hold.
         """
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._database.execute("DELETE FROM epochs WHERE forget_ms <= ?", (now_ms,))
-                row = self._database.execute(
-                    "INSERT INTO epochs VALUES (?, ?, ?, ?) ON CONFLICT (network, batch) DO UPDATE SET "
-                    "epoch = max(epoch, excluded.epoch), forget_ms = max(forget_ms, excluded.forget_ms) "
-                    "RETURNING epoch",
-                    (grant.network, grant.batch, grant.epoch, grant.not_after_ms + REMEMBERED_MS),
-                ).fetchone()
-            finally:
-                self._database.execute("COMMIT")
-        except (sqlite3.Error, OverflowError) as error:
+            with self._lock:
+                row = self._stored(grant, now_ms)
+        except OverflowError as error:
             raise ConfigurationError(f"cannot store the epoch of batch {grant.batch}: {error}") from error
-        if row[0] > grant.epoch:
-            raise StaleEpoch(f"batch {grant.batch} is at epoch {row[0]}, this run has {grant.epoch}")
+        except sqlite3.Error as error:
+            raise NodeBusy(f"the node cannot store the epoch of batch {grant.batch}: {error}") from error
+        if row > grant.epoch:
+            raise StaleEpoch(f"batch {grant.batch} is at epoch {row}, this run has {grant.epoch}")
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
+        with self._lock:
+            self._database.close()
+
+    def _stored(self, grant: Grant, now_ms: int) -> int:
+        """Store the epoch and give the highest, all of it or nothing."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.execute("DELETE FROM epochs WHERE forget_ms <= ?", (now_ms,))
+            (highest,) = self._database.execute(
+                "INSERT INTO epochs VALUES (?, ?, ?, ?) ON CONFLICT (network, batch) DO UPDATE SET "
+                "epoch = max(epoch, excluded.epoch), forget_ms = max(forget_ms, excluded.forget_ms) "
+                "RETURNING epoch",
+                (grant.network, grant.batch, grant.epoch, grant.not_after_ms + REMEMBERED_MS),
+            ).fetchone()
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:  # else no claim after this one could begin
+                self._database.execute("ROLLBACK")
+            raise
+        return int(highest)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sqlite3
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim_pipelines.domain.grant import Grant
-from dim_pipelines.errors import ConfigurationError, StaleEpoch
+from dim_pipelines.errors import ConfigurationError, NodeBusy, StaleEpoch
 from dim_pipelines.node.epochs import REMEMBERED_MS, Epochs
 
 
@@ -21,7 +23,7 @@ claims = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(claims)
 def test_only_the_highest_epoch_is_taken_across_restarts(items: list[tuple[str, int, int, bool]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -66,5 +68,29 @@ def test_a_number_beyond_sqlites_is_refused(tmp_path: Path) -> None:
     epochs = Epochs(tmp_path / "epochs.db")
     with pytest.raises(ConfigurationError, match="cannot store"):
         epochs.claim(grant("a", 1 << 70), 0)
+    epochs.claim(grant("a", 1), 0)
+    epochs.close()
+
+
+def test_claims_of_many_threads_take_turns(tmp_path: Path) -> None:
+    epochs = Epochs(tmp_path / "epochs.db")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: epochs.claim(grant(f"b{n % 10}", n), 0), range(40, 80)))
+    for n in range(10):
+        with pytest.raises(StaleEpoch, match=f"epoch {70 + n}"):
+            epochs.claim(grant(f"b{n}", 1), 0)
+    epochs.close()
+
+
+def test_a_held_file_is_busy_and_not_final(tmp_path: Path) -> None:
+    epochs = Epochs(tmp_path / "epochs.db")
+    epochs._database.execute("PRAGMA busy_timeout = 1")
+    other = sqlite3.connect(tmp_path / "epochs.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(NodeBusy, match="cannot store the epoch of batch a") as caught:
+        epochs.claim(grant("a", 1), 0)
+    assert caught.value.retryable
+    other.execute("ROLLBACK")
+    other.close()
     epochs.claim(grant("a", 1), 0)
     epochs.close()
