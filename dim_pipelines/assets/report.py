@@ -11,7 +11,7 @@ from dim_pipelines.assets.sampling import read_sample, to_markdown
 from dim_pipelines.content.join import join
 from dim_pipelines.content.manifest import read_dataset, read_result
 from dim_pipelines.content.store import ContentStore
-from dim_pipelines.content.unixfs import read_bytes
+from dim_pipelines.content.unixfs import file_size, read_bytes
 from dim_pipelines.database.engine import Database
 from dim_pipelines.dispatch.portal import Portal
 from dim_pipelines.domain.cid import Cid
@@ -40,12 +40,12 @@ def report(
         row = batches.get(context.partition_key)
         path = output_path(row, home)
 
-        async def write() -> tuple[int, int, str, list[dict[str, object]]]:
+        async def write() -> tuple[int, int, str, list[dict[str, object]] | None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = await join(results, dataset, row.spec, content_store, path, errors=row.errors)
             inputs, outputs = await read_dataset(content_store, dataset), await read_result(content_store, results)
             sample = await read_sample(content_store, inputs, outputs, tiles=0)
-            errors = [] if row.errors is None else await read_errors(content_store, row.errors)
+            errors = None if row.errors is None else await read_errors(content_store, row.errors)
             return rows, outputs.dead_rows, to_markdown(sample.rows), errors
 
         rows, dead_rows, preview, errors = portal.call(write())
@@ -61,7 +61,8 @@ def report(
     }
     if row.errors is not None:
         metadata["dim/errors_cid"] = dg.MetadataValue.text(str(row.errors))
-        metadata["dim/errors"] = dg.MetadataValue.md(to_markdown(errors[:SHOWN_ERRORS]))
+    if errors is not None:
+        metadata["dim/errors"] = dg.MetadataValue.md(to_markdown(errors))
     return dg.MaterializeResult(metadata=metadata)
 
 
@@ -70,13 +71,19 @@ def output_path(row: BatchRow, home: Home) -> Path:
     return Path(row.output).absolute() if row.output else home.outputs / f"{row.id}.{row.spec.output.format}"
 
 
-async def read_errors(store: ContentStore, cid: Cid) -> list[dict[str, object]]:
-    """Read the table of rows found bad at ingest: row, reason, file.
+async def read_errors(store: ContentStore, cid: Cid) -> list[dict[str, object]] | None:
+    """Read the first `SHOWN_ERRORS` rows found bad at ingest: row, reason, file; None where the table is too large.
 
     Raises:
         ContentError: it cannot be read.
     """
+    if await file_size(store, cid) > MAX_ERROR_TABLE_BYTES:
+        return None
     data = await read_bytes(store, cid, limit=MAX_ERROR_TABLE_BYTES)
+    rows: list[dict[str, object]] = []
     with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        rows: list[dict[str, object]] = reader.read_all().to_pylist()
+        for batch in reader:
+            rows += batch.slice(0, SHOWN_ERRORS - len(rows)).to_pylist()
+            if len(rows) == SHOWN_ERRORS:
+                break
     return rows

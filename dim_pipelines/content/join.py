@@ -2,7 +2,7 @@
 
 Columns: the id, the input's columns without binary ones (images and the like stay in the store, their ids
 lead to them), the outputs. Both sides are read as streams and meet shard by shard, so memory holds a few
-shards. The file appears whole or not at all.
+shards; so are the dead rows and their reasons, which are both in input order. The file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from dim_pipelines.content.files import read_bytes
+from dim_pipelines.content.files import read_file
 from dim_pipelines.content.manifest import dead_ids, read_dataset, read_result
 from dim_pipelines.content.steps import nearest
 from dim_pipelines.content.store import ContentStore
@@ -31,8 +32,10 @@ from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.dataset import Result
 from dim_pipelines.errors import ConfigurationError, ContentMismatch, ContentUnavailable, InputError
 
-MAX_ERROR_TABLE_BYTES: Final = 256 << 20
-"""The largest table of bad rows that is read for the dead-letter file."""
+_DEAD_ROWS: Final = 16_384
+"""Dead rows that are in memory at a time."""
+_DEAD_COLUMNS: Final = (("row", pa.int64()), ("reason", pa.string()), ("file", pa.string()))
+"""What is said of a dead row beside its id, where it is known."""
 OUTPUT_SUFFIX: Final = "_output"
 """Put after an output's name where the input has a column of that name."""
 
@@ -219,27 +222,76 @@ async def _write_dead(store: ContentStore, outputs: Result, errors: Cid | None, 
     if not outputs.dead_rows:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         return
-    known: dict[str, dict[str, Any]] = {}
-    if errors is not None:
-        data = await read_bytes(store, errors, limit=MAX_ERROR_TABLE_BYTES)
-        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-            known = {row["id"]: row for batch in reader for row in batch.to_pylist()}
-    rows = [(row, known.get(str(row), {})) async for row in dead_ids(store, outputs)]
-    table = pa.table(
-        {
-            "id": pa.array([row for row, _ in rows]),
-            "row": pa.array([why.get("row") for _, why in rows], pa.int64()),
-            "reason": pa.array([why.get("reason") for _, why in rows], pa.string()),
-            "file": pa.array([why.get("file") for _, why in rows], pa.string()),
-        }
-    )
-    await asyncio.to_thread(_write_whole, table, path)
-
-
-def _write_whole(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    partial, reasons = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.reasons")
+    table: _DeadTable | None = None
     try:
-        pq.write_table(table, partial)
-        partial.replace(path)
+        if errors is not None:
+            await read_file(store, errors, reasons)
+        table = _DeadTable(partial, reasons if errors is not None else None)
+        ids: list[int | str] = []
+        async for row in dead_ids(store, outputs):
+            ids.append(row)
+            if len(ids) == _DEAD_ROWS:
+                await asyncio.to_thread(table.write, ids)
+                ids = []
+        if ids:
+            await asyncio.to_thread(table.write, ids)
+        await asyncio.to_thread(table.close)
+        await asyncio.to_thread(partial.replace, path)
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"the table of bad rows {errors} cannot be read: {_line(error)}") from error
     finally:
+        if table is not None:
+            table.close()
         partial.unlink(missing_ok=True)
+        reasons.unlink(missing_ok=True)
+
+
+class _DeadTable:
+    """The dead-letter file on its way: ids go in, their reasons are read beside them from a file."""
+
+    def __init__(self, path: Path, reasons: Path | None) -> None:
+        self._path = path
+        self._reasons = iter(()) if reasons is None else _read_reasons(reasons)
+        self._next = next(self._reasons, None)
+        self._writer: pq.ParquetWriter | None = None
+        self._lock = threading.Lock()
+        """So that a cancelled batch does not close the file under a write that is still on its way."""
+
+    def write(self, ids: Sequence[int | str]) -> None:
+        """Add rows; the table of reasons names some of all ids, in the same order."""
+        with self._lock:
+            self._write(ids)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+
+    def _write(self, ids: Sequence[int | str]) -> None:
+        found = []
+        for row in ids:
+            known: dict[str, Any] = {}
+            if self._next is not None and self._next["id"] == str(row):
+                known, self._next = self._next, next(self._reasons, None)
+            found.append(known)
+        columns = {"id": pa.array(ids)}
+        for name, type_ in _DEAD_COLUMNS:
+            columns[name] = pa.array([known.get(name) for known in found], type_)
+        table = pa.table(columns)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+
+def _read_reasons(path: Path) -> Iterator[dict[str, Any]]:
+    """Read an Arrow IPC stream row by row; only the batch at hand is in memory."""
+    names = ["id", *(name for name, _ in _DEAD_COLUMNS)]
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        for batch in reader:
+            for start in range(0, batch.num_rows, _DEAD_ROWS):
+                yield from batch.select(names).slice(start, _DEAD_ROWS).to_pylist()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip("'\"").splitlines()[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,59 @@ async def test_dead_rows_are_listed_with_their_reasons(store: MemoryContentStore
         {"id": "v", "row": 7, "reason": "column 'a': null", "file": "x.csv"},
         {"id": "w", "row": None, "reason": None, "file": None},
     ]
+
+
+async def error_table(store: MemoryContentStore, ids: Sequence[str], batch_rows: int) -> Cid:
+    count = len(ids)
+    table = pa.table(
+        {
+            "row": pa.array(range(count), pa.int64()),
+            "id": pa.array(ids, pa.string()),
+            "reason": pa.array([f"reason {row} " + "x" * 280 for row in ids], pa.string()),
+            "file": pa.array(["x.csv"] * count, pa.string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=batch_rows)
+    return await add_bytes(store, sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(("written", "batch_rows"), [(1, 1), (2, 3), (7, 2), (100, 100)])
+async def test_dead_rows_meet_their_reasons_whatever_the_batches(
+    store: MemoryContentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, batch_rows: int
+) -> None:
+    monkeypatch.setattr(join_module, "_DEAD_ROWS", written)
+    cids = await made(store, INPUTS, OUTPUTS, range(7))
+    errors = await error_table(store, ["1", "2", "3", "5", "6"], batch_rows)
+    await join(*cids, spec(), store, tmp_path / "x.parquet", errors=errors)
+    table = pq.read_table(dead_path(tmp_path / "x.parquet"))
+    assert table.column("id").to_pylist() == list(range(7))
+    assert table.column("row").to_pylist() == [None, 0, 1, 2, None, 3, 4]
+    assert [reason and reason.split()[1] for reason in table.column("reason").to_pylist()] == [
+        None, "1", "2", "3", None, "5", "6",
+    ]  # fmt: skip
+    assert contents(tmp_path) == ["x.dead.parquet", "x.parquet"]
+
+
+async def test_many_dead_rows_take_no_memory(store: MemoryContentStore, tmp_path: Path) -> None:
+    count = 60_000
+    cids = await made(store, INPUTS, OUTPUTS, range(count))
+    errors = await error_table(store, [str(row) for row in range(count)], 4096)
+    tracemalloc.start()
+    await join(*cids, spec(), store, tmp_path / "x.parquet", errors=errors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pq.read_metadata(dead_path(tmp_path / "x.parquet")).num_rows == count
+    assert peak < 16 << 20
+
+
+async def test_a_broken_table_of_reasons_is_an_input_error(store: MemoryContentStore, tmp_path: Path) -> None:
+    cids = await made(store, INPUTS, OUTPUTS, ["v"])
+    for broken in (b"junk", encode_shard(pa.table({"row": [1]}))):
+        with pytest.raises(InputError, match="the table of bad rows"):
+            await join(*cids, spec(), store, tmp_path / "x.parquet", errors=await add_bytes(store, broken))
+        assert contents(tmp_path) == []
 
 
 async def test_an_older_table_of_dead_rows_goes_away(store: MemoryContentStore, tmp_path: Path) -> None:
