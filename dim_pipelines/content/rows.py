@@ -21,7 +21,10 @@ from dim_pipelines.domain.model import ModelDescription, ModelInput
 from dim_pipelines.errors import InputError
 
 ROW_COLUMN: Final = "row"
-"""The id column of an input that names none: the row's number, from 0."""
+"""The id column of an input that names none: the row's number, from 0.
+
+Rows are counted as the reader gives them: in CSV that is records, not lines (see `content/delimited`).
+"""
 _REASON_CHARACTERS: Final = 300
 
 
@@ -92,6 +95,7 @@ class RowJudge:
     def _judge(self, batch: SourceBatch) -> Judged:
         ids = self._ids(batch)
         reasons = dict(batch.bad)
+        self._settle(batch)
         for inputs in self._inputs:
             for row, reason in self._errors(inputs, batch).items():
                 reasons.setdefault(row, reason)
@@ -119,14 +123,33 @@ class RowJudge:
             table = table.take(pa.array([row for row in range(len(ids)) if row not in reasons], pa.int64()))
         return Judged(len(ids), table, dead)
 
+    def _settle(self, batch: SourceBatch) -> None:
+        """Settle open sizes by the input's first row that is good in all respects, the same for every shard.
+
+        Each row is tried alone until one is found: beside others, a bad row could settle a size before it.
+        """
+        if not any(-1 in tensor.shape for inputs in self._inputs for tensor in inputs):
+            return
+        for row in range(batch.table.num_rows):
+            if row in batch.bad:
+                continue
+            try:
+                alone = [prepare(inputs, batch.table.slice(row, 1)) for inputs in self._inputs]
+            except InputError:
+                continue  # what no row could feed is said by `_errors`, for the whole batch
+            if any(prepared.errors for prepared in alone):
+                continue
+            self._inputs = [
+                [tensor.model_copy(update={"shape": prepared.shapes[tensor.name]}) for tensor in inputs]
+                for inputs, prepared in zip(self._inputs, alone, strict=True)
+            ]
+            return
+
     def _errors(self, inputs: list[ModelInput], batch: SourceBatch) -> dict[int, str]:
         try:
             prepared = prepare(inputs, batch.table)
         except InputError as error:
             raise InputError(f"{batch.file(0)}: {error.message}", hint=error.hint) from error
-        if len(prepared.errors) < batch.table.num_rows:
-            # an open size is settled by the input's first good row, the same for every shard
-            inputs[:] = [tensor.model_copy(update={"shape": prepared.shapes[tensor.name]}) for tensor in inputs]
         return {error.row: error.reason for error in prepared.errors}
 
     def _ids(self, batch: SourceBatch) -> pa.Array:

@@ -66,7 +66,7 @@ def dense(array: pa.Array, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, .
 
     Args:
         array: canonical column of `n` rows (no dictionaries, views or large types).
-        shape: of one row; -1 takes the size of the first row that has one. A flat list may fill any fixed shape,
+        shape: of one row; -1 takes the size of the first complete row. A flat list may fill any fixed shape,
             and a single value a shape of one element.
 
     Returns:
@@ -190,19 +190,29 @@ def _whole(array: pa.Array, dims: tuple[int, ...]) -> Tensor | None:
 
 
 def _settled(array: pa.Array, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Replace each -1 by the size in the first row that has one (0 where no row has)."""
+    """Replace each -1 by the size in the first complete row (0 where no row is complete: then all are bad)."""
     if -1 not in dims:
         return dims
     for row in range(len(array)):
-        value, found = array[row].as_py(), []
-        for _ in dims:
-            if not isinstance(value, list):
-                break
-            found.append(len(value))
-            value = value[0] if value else None
-        if len(found) == len(dims):
-            return tuple(size if size >= 0 else here for size, here in zip(dims, found, strict=True))
+        found = _complete(array.slice(row, 1), dims)
+        if found is not None:
+            return found
     return tuple(max(size, 0) for size in dims)
+
+
+def _complete(row: pa.Array, dims: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Give the shape of one row; None where it is ragged, misses a fixed size, or holds a null or NaN."""
+    found = []
+    for size in dims:
+        lengths = pc.unique(pc.list_value_length(row)).to_pylist()
+        if row.null_count or len(lengths) != 1 or size not in (-1, lengths[0]):
+            return None
+        found.append(lengths[0])
+        row = row.flatten()
+    if row.null_count:
+        return None
+    values = row.to_numpy(zero_copy_only=False)
+    return None if values.dtype.kind == "f" and np.isnan(values).any() else tuple(found)
 
 
 def _why(value: object, dims: tuple[int, ...]) -> str:

@@ -56,6 +56,20 @@ def test_an_open_size_is_that_of_the_first_row_that_has_one() -> None:
     assert dense(pa.array([None], pa.list_(pa.int8())), (-1,))[1] == (0,)
 
 
+@pytest.mark.parametrize("first", [[float("nan")], [None], None, []])
+@pytest.mark.parametrize("type_", [pa.float16(), pa.float32(), pa.float64()])
+def test_an_open_size_is_not_that_of_a_row_with_a_hole(first: list[float | None] | None, type_: pa.DataType) -> None:
+    rows = pa.array([[[float("nan")]], [first], [[1, 2], [3]], [[1, 2]], [[3, 4]]], pa.list_(pa.list_(type_)))
+    expected = (1, 0) if first == [] else (1, 2)
+    assert dense(rows, (-1, -1))[1] == dense(rows, (1, -1))[1] == expected
+
+
+def test_an_open_size_is_not_that_of_a_row_that_misses_a_fixed_one() -> None:
+    assert dense(pa.array([[[1]], [[1, 2], [3, 4]]]), (2, -1))[1] == (2, 2)
+    of_four = pa.array([None, [[1] * 4], [[1] * 4] * 2], pa.list_(pa.list_(pa.int8(), 4)))
+    assert dense(of_four, (2, -1))[1] == (2, 4)
+
+
 @pytest.mark.parametrize(
     ("column", "shape", "message"),
     [
