@@ -1,8 +1,11 @@
 """CSV as a stream of typed columns, with the line of every row.
 
 RFC 4180 with a header line: UTF-8 with or without a byte order mark, LF or CRLF, quoted fields that may hold
-line breaks. Python's own reader splits the lines, because only it tells on which line a record starts and
-notices a quote that never ends; Arrow turns the texts into numbers.
+line breaks. Empty lines are passed over, except that in a file of one column an empty line that is not at
+the very end is a row whose value is empty. Rows are numbered by counting records, from 0: neither the header
+nor lines that are passed over count, and a record that spans several lines counts once. Python's own reader
+splits the lines, because only it tells on which line a record starts and notices a quote that never ends;
+Arrow turns the texts into numbers.
 """
 
 from __future__ import annotations
@@ -116,9 +119,11 @@ class DelimitedSource:
             yield _Lines(first, [[row[position] for row in rows] for position in positions], lines)
 
     def _records(self) -> Iterator[tuple[list[str], int]]:
-        """Give each record with the line on which it starts; empty lines are passed over."""
+        """Give each record with the line on which it starts; an empty line is a value where there is one column."""
         csv.field_size_limit(MAX_FIELD)
         line = 1
+        width = 0
+        given = 0  # the last line of the last record
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.reader(file, strict=True)
@@ -127,8 +132,13 @@ class DelimitedSource:
                     fields = next(reader, None)
                     if fields is None:
                         return
-                    if fields:
-                        yield fields, line
+                    if not fields:
+                        continue
+                    if width == 1:
+                        # only now it is known that the empty lines before are not the end of the file
+                        yield from (([""], empty) for empty in range(given + 1, line))
+                    yield fields, line
+                    width, given = width or len(fields), reader.line_num
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{self._name}, line {_line_that_is_no_text(self._path)}: not UTF-8",

@@ -38,6 +38,23 @@ def test_marks_line_ends_quotes_and_empty_lines_do_not_matter(tmp_path: Path, te
     assert read(tmp_path, text, a=pa.int64(), b=None) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
 
 
+@pytest.mark.parametrize(
+    ("text", "values", "lines"),
+    [
+        (b"x\n1\n\n3\n", [1, None, 3], [2, 3, 4]),
+        (b"x\r\n\r\n\r\n3\r\n\r\n\r\n", [None, None, 3], [2, 3, 4]),
+        (b'\n\nx\n1\n""\n\n3', [1, None, None, 3], [4, 5, 6, 7]),
+        (b"x\n\n\n", [], []),
+    ],
+)
+def test_in_a_file_of_one_column_an_empty_line_is_an_empty_value(
+    tmp_path: Path, text: bytes, values: list[int | None], lines: list[int]
+) -> None:
+    batches = list(source(tmp_path, text).batches({"x": pa.int64()}))
+    assert [value for batch in batches for value in batch.table.column("x").to_pylist()] == values
+    assert [line for batch in batches for line in batch.numbers] == lines
+
+
 def test_a_quoted_field_may_hold_anything(tmp_path: Path) -> None:
     text = b'a,b\n1,"two\nlines, ""quoted"""\n2,"x\r\ny"\n'
     assert [row["b"] for row in read(tmp_path, text, b=None)] == ['two\nlines, "quoted"', "x\r\ny"]
@@ -47,7 +64,7 @@ cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 
 @given(st.lists(st.tuples(cell, cell, cell), max_size=12), st.sampled_from(["\n", "\r\n"]))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_come_back_with_the_line_they_start_on(tmp_path: Path, rows: list[tuple[str, ...]], end: str) -> None:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator=end, quoting=csv.QUOTE_ALL)
