@@ -7,8 +7,10 @@ equal values are equal bytes and hold nothing else. Order of columns is the call
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -103,12 +105,18 @@ def encode_shard(table: pa.Table | pa.RecordBatch) -> bytes:
 def decode_shard(data: bytes) -> pa.RecordBatch:
     """Read a shard; every offset and length in it is checked, so that hostile bytes cannot reach outside.
 
+    What it returns are views of `data`: compressed buffers are refused before any is expanded, so reading takes
+    no memory that the shard's own bytes do not have.
+
     Raises:
         InputError: the bytes are not one shard.
     """
     if len(data) > MAX_SHARD_BYTES:
         raise InputError(f"a shard has {len(data)} bytes, the limit is {MAX_SHARD_BYTES}")
     try:
+        for message in islice(pa.ipc.MessageReader.open_stream(pa.py_buffer(data)), 1, 3):
+            if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+                raise InputError("a shard's buffers are compressed, which no shard's are")
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             names = reader.schema.names  # raises where a name is not UTF-8
             if len(set(names)) != len(names):
@@ -116,13 +124,38 @@ def decode_shard(data: bytes) -> pa.RecordBatch:
             odd = [field for field in reader.schema if canonical_type(field.type) != field.type]
             if odd:
                 raise InputError(f"column {odd[0].name!r} of a shard has type {odd[0].type}, which no shard has")
-            batches = list(reader)
+            batches = list(islice(reader, 2))
         if len(batches) != 1:
             raise InputError(f"a shard holds one record batch, found {len(batches)}")
         batches[0].validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
         raise InputError(f"not a shard: {str(error).splitlines()[0]}") from error
     return batches[0]
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Tell whether a record batch says that its buffers are compressed, which pyarrow does not show.
+
+    A flatbuffer table starts with the distance back to its vtable, which lists where each field lies in the
+    table, or 0. Sources: https://flatbuffers.dev/internals and Arrow's Message.fbs (header is field 2 of Message,
+    compression field 3 of RecordBatch) and Schema.fbs.
+
+    Raises:
+        struct.error: the bytes end too early.
+    """
+
+    def number(kind: str, at: int) -> int:
+        found: int = struct.unpack_from(kind, message, at)[0]
+        return found
+
+    def field(table: int, index: int) -> int:
+        vtable = table - number("<i", table)
+        at = 4 + 2 * index
+        return number("<H", vtable + at) if at < number("<H", vtable) else 0
+
+    root = number("<I", 0)
+    header = root + field(root, 2)
+    return field(header + number("<I", header), 3) != 0
 
 
 def columns_of(schema: pa.Schema) -> tuple[Column, ...]:

@@ -71,7 +71,7 @@ def encoded(column: pa.Array | pa.ChunkedArray) -> bytes:
 
 
 @given(columns(), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_equal_values_are_equal_bytes_however_they_lie_in_memory(
     column: tuple[pa.DataType, list[Any], list[Any], list[Any]], data: st.DataObject
 ) -> None:
@@ -84,7 +84,7 @@ def test_equal_values_are_equal_bytes_however_they_lie_in_memory(
 
 
 @given(columns())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_shard_holds_the_values_and_nothing_else(
     column: tuple[pa.DataType, list[Any], list[Any], list[Any]],
 ) -> None:
@@ -243,6 +243,22 @@ def test_columns_that_no_shard_has_are_refused_before_they_are_read(column: pa.A
         decode_shard(batches(pa.table({"row": column})))
 
 
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_compressed_shard_is_refused_before_it_is_expanded(
+    codec: str, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=codec, use_legacy_format=legacy)
+    with pa.ipc.new_stream(sink, pa.schema([("row", pa.int64())]), options=options) as writer:
+        writer.write_batch(pa.record_batch({"row": np.zeros(1 << 22, np.int64)}))
+    before = pa.total_allocated_bytes()
+    monkeypatch.setattr(pa.ipc, "open_stream", None)  # nothing is read
+    with pytest.raises(InputError, match="compressed"):
+        decode_shard(sink.getvalue().to_pybytes())
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
 def test_two_columns_of_one_name_are_refused_when_read() -> None:
     with pytest.raises(InputError, match="two columns of a shard have one name"):
         decode_shard(batches(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])))
@@ -254,7 +270,7 @@ def test_a_shard_has_a_largest_size() -> None:
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_altered_byte_reaches_outside_the_shard(position: int, flip: int) -> None:
     data = bytearray(GOOD)
     data[position] ^= flip
