@@ -60,9 +60,13 @@ def save_trust(path: Path, trust: Trust) -> None:
     }
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(yaml.safe_dump(lists))
-    Path(fresh).replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(yaml.safe_dump(lists))
+        Path(fresh).replace(path)
+    except BaseException:
+        Path(fresh).unlink(missing_ok=True)
+        raise
 
 
 def _keys(value: Mapping[str, Any], name: str, path: Path) -> frozenset[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,28 @@ class TestKeys:
         with ThreadPoolExecutor(8) as pool:
             keys = list(pool.map(lambda _: load_or_create_key(tmp_path / "key"), range(8)))
         assert len({public_bytes(key) for key in keys}) == 1
+
+    def test_two_in_one_process_do_not_write_one_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inner: list[Ed25519PrivateKey] = []
+        link = os.link
+
+        def overtaken(source: Path, target: Path) -> None:
+            monkeypatch.undo()
+            inner.append(load_or_create_key(target))
+            link(source, target)
+
+        monkeypatch.setattr(os, "link", overtaken)
+        assert public_bytes(load_or_create_key(tmp_path / "key")) == public_bytes(inner[0])
+        assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
+
+    def test_a_failed_write_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match=r"cannot write the key .*: No space left"):
+            load_or_create_key(tmp_path / "key")
+        assert list(tmp_path.iterdir()) == []
 
     def test_another_kind_of_key_is_refused(self, tmp_path: Path) -> None:
         other = ec.generate_private_key(ec.SECP256R1()).private_bytes(
@@ -126,6 +149,31 @@ class TestTrust:
         save_trust(tmp_path / "home" / "trusted.yaml", trust)
         assert load_trust(tmp_path / "home" / "trusted.yaml") == trust
         assert stat.S_IMODE((tmp_path / "home" / "trusted.yaml").stat().st_mode) == 0o600
+
+    def test_two_in_one_process_do_not_write_one_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, trust = tmp_path / "trusted.yaml", Trust().including(bytes(32))
+        replace = Path.replace
+
+        def overtaken(source: Path, target: Path) -> None:
+            monkeypatch.undo()
+            save_trust(path, Trust())
+            replace(source, target)
+
+        monkeypatch.setattr(Path, "replace", overtaken)
+        save_trust(path, trust)
+        assert load_trust(path) == trust
+        assert [entry.name for entry in tmp_path.iterdir()] == ["trusted.yaml"]
+
+    def test_a_failed_write_leaves_what_was_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        save_trust(tmp_path / "trusted.yaml", Trust())
+        monkeypatch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_trust(tmp_path / "trusted.yaml", Trust().including(bytes(32)))
+        assert [entry.name for entry in tmp_path.iterdir()] == ["trusted.yaml"]
+        assert load_trust(tmp_path / "trusted.yaml") == Trust()
 
     def test_no_file_is_no_trust(self, tmp_path: Path) -> None:
         assert load_trust(tmp_path / "none") == Trust()
