@@ -16,9 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI") == "true"
+
+# One profile for all property tests: no deadline, because a busy machine is no bug; in CI the same examples in
+# every run, so that a failure can be repeated; and a failure prints what repeats it.
+settings.register_profile("dim", deadline=None, derandomize=IN_CI, print_blob=True)
+settings.load_profile("dim")
 
 TOOLS = {
     "ipfs": (("ipfs",), "make tools"),

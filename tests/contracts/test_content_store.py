@@ -329,7 +329,7 @@ async def test_a_closed_store_says_so(store: ContentStore) -> None:
             await call
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(0, 70_000), max_size=12), seed=st.integers(0, 1000))
 async def test_law_what_is_put_comes_back(store: ContentStore, sizes: list[int], seed: int) -> None:
     random = Random(seed)

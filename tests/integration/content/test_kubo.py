@@ -82,7 +82,7 @@ contents = st.one_of(
 names = st.text(st.sampled_from("abcÄß日.- "), min_size=1, max_size=4).filter(lambda name: not name.startswith("."))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "D/", "D/E/", "F/"]), names), contents, max_size=8))
 async def test_law_folders_have_the_names_that_ipfs_gives_them(
     tmp_path: Path, hash_only: Callable[[Path], str], tree: dict[tuple[str, str], bytes]

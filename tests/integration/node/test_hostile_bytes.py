@@ -24,7 +24,7 @@ METHODS = {
     "/dim.v1.BlockService/Get": (False, True),
     "/dim.v1.BlockService/Put": (True, False),
 }
-several = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+several = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 cids = st.one_of(st.binary(max_size=40), st.binary(max_size=8).map(lambda data: bytes(Cid.of(RAW, data))))
 numbers = st.integers(0, 3) | st.integers(0, 2**32 - 1)

@@ -189,7 +189,7 @@ def test_murmur3() -> None:
 names = st.text(st.sampled_from("abé.-0"), min_size=1, max_size=3).filter(lambda name: name not in (".", ".."))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "d/", "d/e/"]), names), st.binary(max_size=20), max_size=20))
 async def test_law_what_is_added_is_listed(tree: dict[tuple[str, str], bytes]) -> None:
     files = {"".join(path): data for path, data in tree.items()}

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dim_pipelines.content.manifest import (
@@ -46,7 +46,6 @@ entries = st.lists(st.tuples(st.integers(0, 1000).map(shard), st.integers(0, 2**
 
 
 @given(entries, st.integers(120, 600))
-@settings(deadline=None)
 async def test_a_list_of_shards_comes_back_in_order(listed: list[tuple[Cid, int]], page_bytes: int) -> None:
     store = MemoryContentStore()
     root = await written(store, listed, page_bytes)
@@ -55,7 +54,6 @@ async def test_a_list_of_shards_comes_back_in_order(listed: list[tuple[Cid, int]
 
 
 @given(entries, st.integers(120, 600))
-@settings(deadline=None)
 async def test_pages_are_full_and_never_larger_than_the_limit(listed: list[tuple[Cid, int]], page_bytes: int) -> None:
     store = MemoryContentStore()
     root = await written(store, listed, page_bytes)
@@ -66,7 +64,6 @@ async def test_pages_are_full_and_never_larger_than_the_limit(listed: list[tuple
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)))
-@settings(deadline=None)
 async def test_dead_ids_come_back_in_order(ids: list[int | str]) -> None:
     store = MemoryContentStore()
     writer = DeadWriter(store, 200, PIN)

@@ -31,7 +31,7 @@ def test_outcomes_come_back_in_order(tmp_path: Path) -> None:
     file.close()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 400), damage=st.booleans())
 def test_a_torn_end_costs_the_torn_outcomes_only(
     tmp_path_factory: pytest.TempPathFactory, cut: int, damage: bool

@@ -33,7 +33,7 @@ def play(served: list[tuple[Candidate, float]], total_ms: float, accounts: Accou
     return used
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sessions)
 def test_owners_share_alike_and_sessions_by_weight(served: list[tuple[Candidate, float]]) -> None:
     longest = max(cost for _, cost in served)
@@ -68,7 +68,7 @@ def test_debts_are_kept_while_idle(served: list[tuple[Candidate, float]], debt_m
     assert accounts.owners["late"] == -debt_ms and accounts.sessions[99] == -debt_ms
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(20, 300))
 def test_a_model_is_changed_only_after_its_slice(cost: float) -> None:
     waiting = [Candidate(0, "a", 1, "m"), Candidate(1, "b", 1, "n")]

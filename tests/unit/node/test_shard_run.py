@@ -52,7 +52,7 @@ def shard(values: list[float | None]) -> bytes:
 values = st.lists(st.sampled_from([1.0, 2.5, 13.0, None, float("nan")]), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values, st.integers(1, 5))
 def test_every_good_row_is_computed_at_its_own_place(items: list[float | None], batch_rows: int) -> None:
     good = [row for row, value in enumerate(items) if value is not None and not np.isnan(value) and value != 13]

@@ -143,7 +143,7 @@ class Scheduling(RuleBasedStateMachine):
 
 
 TestScheduling = Scheduling.TestCase
-TestScheduling.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestScheduling.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def test_shards_go_out_in_order_by_credit() -> None:

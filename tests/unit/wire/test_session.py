@@ -151,7 +151,7 @@ class Wired(RuleBasedStateMachine):
 
 
 TestWired = Wired.TestCase
-TestWired.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWired.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_outcomes_arrive_as_they_were_sent() -> None:
