@@ -52,6 +52,7 @@ class Faults:
         bad_rows: shard → row that the model finds bad.
         refuse: code and reason with which every session is refused.
         hand_back: shards that are handed back the first time.
+        padding: bytes that each output row carries besides, to make outputs of several blocks.
     """
 
     delay_s: float = 0.0
@@ -68,6 +69,7 @@ class Faults:
     bad_rows: dict[int, int] = field(default_factory=dict)
     refuse: tuple[str, str] | None = None
     hand_back: frozenset[int] = frozenset()
+    padding: int = 0
 
 
 class _LyingStore(MemoryContentStore):
@@ -242,7 +244,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         if code is not None:
             return TaskFailed(*key, code, "it broke", True)
         self.computed.append(shard)
-        output = compute(decode_shard(await read_bytes(self.store, task.inputs[0])))
+        output = compute(decode_shard(await read_bytes(self.store, task.inputs[0])), faults.padding)
         if shard in faults.wrong_rows:
             output = output.slice(1)
         data = b"no shard" if shard in faults.garbage else encode_shard(output)
@@ -261,8 +263,11 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
                     await send(session.keep_alive())
 
 
-def compute(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Give what a scripted node computes: the id, and its text with an exclamation mark."""
+def compute(batch: pa.RecordBatch, padding: int = 0) -> pa.RecordBatch:
+    """Give what a scripted node computes: the id, its text with an exclamation mark, and padding where it is wanted."""
     ids = batch.column(0)
-    texts = pa.array([f"{value}!" for value in ids.to_pylist()])
-    return pa.RecordBatch.from_arrays([ids, texts], names=[batch.schema.names[0], "answer"])
+    names, columns = [batch.schema.names[0], "answer"], [ids, pa.array([f"{value}!" for value in ids.to_pylist()])]
+    if padding:
+        names.append("padding")
+        columns.append(pa.array([b"%d" % value * padding for value in ids.to_pylist()], pa.binary()))
+    return pa.RecordBatch.from_arrays(columns, names=names)

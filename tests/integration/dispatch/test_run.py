@@ -10,8 +10,18 @@ import pytest
 
 from dim_pipelines.content.manifest import read_result
 from dim_pipelines.content.memory import MemoryContentStore
+from dim_pipelines.dispatch.node_pool import NodePool
+from dim_pipelines.domain.node import NodeDescription
 from dim_pipelines.domain.work import Provenance
-from dim_pipelines.errors import ContentUnavailable, EngineFailed, InputError, NoFeasibleNode, StaleEpoch
+from dim_pipelines.errors import (
+    ContentNotFound,
+    ContentUnavailable,
+    EngineFailed,
+    InputError,
+    NodeUnreachable,
+    NoFeasibleNode,
+    StaleEpoch,
+)
 from dim_pipelines.testing.scripted_node import Faults
 
 from .conftest import Make
@@ -33,8 +43,9 @@ async def test_one_node_computes_a_batch(make: Make) -> None:
     assert (provenance.result, provenance.source, provenance.journal) == (finished.result, "rows.csv", row.head)
     result = await read_result(bench.store, finished.result)
     assert [column.name for column in result.columns] == ["row", "answer"] or result.columns[1].name == "answer"
-    pinned = {cid for cid, pin in await bench.store.pins() if pin.label == "batch/b1"}
-    assert {finished.result, finished.provenance, row.head} <= pinned
+    pins = await bench.store.pins()
+    assert {cid for cid, pin in pins if pin.label == "result/b1"} == {finished.result, finished.provenance}
+    assert row.head in {cid for cid, pin in pins if pin.label == "batch/b1" and pin.expires_ms is not None}
 
 
 async def test_the_result_depends_on_nothing_that_happens(make: Make) -> None:
@@ -73,6 +84,77 @@ async def test_large_shards_travel_as_trees(make: Make) -> None:
     finished = await bench.run()
     await bench.check(finished)
     assert finished.shards == 3
+
+
+async def test_large_outputs_travel_as_trees_and_are_checked(make: Make) -> None:
+    bench = await make(rows=32, shard_rows=4)
+    liar = Faults(delay_s=0.01, padding=100_000, wrong_bytes=frozenset(range(8)))
+    await bench.node("liar", liar, credit=2)
+    good = await bench.node("good", Faults(delay_s=0.02, padding=100_000), credit=2)
+    finished = await bench.run()
+    await bench.check(finished)
+    assert finished.nodes == {"good": 8}
+    bench.head.rows["b1"].head = None
+    assert (await bench.run(good)).result == finished.result
+
+
+async def test_large_outputs_over_a_common_swarm(make: Make) -> None:
+    class SwarmStore(MemoryContentStore):
+        @property
+        def swarm(self) -> str:
+            return "one"
+
+    store = SwarmStore()
+    bench = await make(rows=32, shard_rows=4, store=store)
+    await bench.node("a", Faults(padding=100_000), store=store)
+    await bench.check(await bench.run())
+
+
+async def test_a_row_of_other_columns_is_a_wrong_output(make: Make) -> None:
+    bench = await make(rows=60, shard_rows=2)
+    await bench.node("a", Faults(delay_s=0.02), credit=4)
+    other = await bench.node("b", Faults(delay_s=0.04, padding=5), credit=2)
+    finished = await bench.run()
+    await bench.check(finished)
+    assert finished.nodes == {"a": 30} or finished.nodes == {"b": 30}
+    assert other.computed
+
+
+async def test_a_model_that_the_own_store_lacks_ends_the_batch(make: Make) -> None:
+    bench = await make(rows=4)
+    await bench.node("a")
+    assert isinstance(bench.store, MemoryContentStore)
+    del bench.store._blocks[bench.models[0].cid]
+    with pytest.raises(ContentNotFound, match=str(bench.models[0].cid)):
+        await bench.run()
+
+
+async def test_nodes_of_one_name_are_told_apart(make: Make) -> None:
+    bench = await make(rows=4)
+    first, second = await bench.node("a"), await bench.node("a")
+    pool = NodePool([first.address, second.address, first.address])
+    try:
+        described = await pool.describe()
+        assert pool.addresses == (first.address, second.address)
+        assert isinstance(described["a"], NodeDescription)
+        assert "called a, like" in str(described[second.address])
+        with pytest.raises(NodeUnreachable, match="no node b"):
+            pool.client("b")
+    finally:
+        await pool.close()
+    await bench.check(await bench.run())
+
+
+async def test_a_node_that_comes_back_under_another_name_is_left_alone(make: Make) -> None:
+    bench = await make(rows=60, shard_rows=2)
+    node = await bench.node("a", Faults(delay_s=0.02, drop_after=5), credit=2)
+    await bench.node("b", Faults(delay_s=0.05), credit=2)
+    running = asyncio.create_task(bench.run())
+    await bench.reached(1)
+    node.name = "z"
+    finished = await running
+    await bench.check(finished)
+    assert finished.nodes["a"] <= 5
 
 
 async def test_what_a_node_holds_is_not_sent_again_and_goes_there(make: Make) -> None:
