@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
+from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen, explain
 from dim_pipelines.cli.local import OWNER, IpfsOption, PublicFlag, content_store, ipfs_address
 from dim_pipelines.cli.spec import (
     BatchRowsOption,
@@ -25,7 +25,7 @@ from dim_pipelines.cli.spec import (
     publish_models,
     read_spec,
 )
-from dim_pipelines.errors import ConfigurationError, DimError, InputError
+from dim_pipelines.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
     from dim_pipelines.content.store import ContentStore
@@ -82,7 +82,7 @@ async def _infer(plain: dict[str, Any], output: Path, ipfs: str, public: bool, n
         spec = await publish_models(spec, home, store, screen)
         database = await asyncio.to_thread(open_database, home.database_url)
         row = await asyncio.to_thread(submit_batch, database, spec, owner=OWNER, run=False, output=str(path))
-        return await _run_row(row, home, Batches(database), store, address, nodes, path, screen)
+        return await _run_row(row, home, Batches(database), store, address, nodes, path, screen, public)
 
 
 async def _run_row(
@@ -94,20 +94,29 @@ async def _run_row(
     nodes: list[str],
     output: Path,
     screen: Screen,
+    public: bool,
 ) -> int:
     """Run a batch here, and leave its row saying how it went."""
     from dim_pipelines.cli.here import holder, run_here
 
     try:
         done = await run_here(
-            row, home=home, batches=batches, store=store, ipfs=ipfs, nodes=nodes, output=output, screen=screen
+            row,
+            home=home,
+            batches=batches,
+            store=store,
+            ipfs=ipfs,
+            nodes=nodes,
+            output=output,
+            screen=screen,
+            public=public,
         )
     except asyncio.CancelledError:
         batches.cancel(row.id, holder=holder())
         screen.say(f"finished shards are kept; to continue: dim resume {row.id}")
         raise
-    except DimError as error:
-        batches.fail(row.id, error.message, holder=holder())
+    except Exception as error:
+        batches.fail(row.id, explain(error).message, holder=holder())
         raise
     record = done.record()
     screen.result(record, describe(record))
@@ -256,7 +265,7 @@ async def _resume(
         running = find_running(home)
         if here or (row.run_id is None and row.request == 0 and row.state != "queued"):
             path = check_output(output or Path(row.output or home.outputs / f"{batch}.{row.spec.output.format}"))
-            return await _run_row(row, home, batches, store, address, nodes, path, screen)
+            return await _run_row(row, home, batches, store, address, nodes, path, screen, public)
         row = await asyncio.to_thread(batches.resume, batch, owner=OWNER)
         if running is None:
             return _say_submitted(row, screen, f"dim up, or run it in this process: dim resume {batch} --here")

@@ -78,6 +78,7 @@ async def run_here(
     nodes: Sequence[str],
     output: Path,
     screen: Screen,
+    public: bool = False,
 ) -> Done:
     """Run a batch to its end.
 
@@ -90,6 +91,7 @@ async def run_here(
         nodes: addresses of nodes; empty: one is started for the time of the run.
         output: where the joined table is written.
         screen: where progress is shown.
+        public: the node started here may add to a Kubo that is not shown to be private.
 
     Raises:
         DimError: anything that ends a batch; finished shards are kept and `dim resume` continues.
@@ -98,7 +100,8 @@ async def run_here(
 
     models = [await find_model(use.model, store, OWNER) for use in row.spec.models]
     # The node's process starts while the input is read; whichever ends first, both end with this block.
-    local = LocalNodes(home, 1, ipfs, prefix="here", engines=[model.description.engine for model in models])
+    engines = [model.description.engine for model in models]
+    local = LocalNodes(home, 1, ipfs, prefix="here", engines=engines, public=public)
     starting = asyncio.create_task(local.start()) if not nodes else None
     try:
         row = await _read(row, models, batches, store, screen)

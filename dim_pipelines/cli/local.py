@@ -115,7 +115,16 @@ def node_homes(home: Home, count: int) -> Iterator[list[Path]]:
 class LocalNodes:
     """Node daemons that live as long as a command: each in a home of its own, all trusting the home's user key."""
 
-    def __init__(self, home: Home, count: int, ipfs: str, *, prefix: str, engines: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        home: Home,
+        count: int,
+        ipfs: str,
+        *,
+        prefix: str,
+        engines: Iterable[str] = (),
+        public: bool = False,
+    ) -> None:
         """Say which nodes; nothing is started yet.
 
         Args:
@@ -124,8 +133,10 @@ class LocalNodes:
             ipfs: `embedded` or the address of a Kubo.
             prefix: the nodes' names are this and a number.
             engines: the only engines they need to have; all that can be imported when left out.
+            public: they may add to a Kubo that is not shown to be private.
         """
         self._options = [word for engine in sorted(set(engines)) for word in ("--engine", engine)]
+        self._options += ["--public"] if public else []
         self._home = home
         self._count = count
         self._ipfs = ipfs
