@@ -115,8 +115,8 @@ def decode_shard(data: bytes) -> pa.RecordBatch:
         raise InputError(f"a shard has {len(data)} bytes, the limit is {MAX_SHARD_BYTES}")
     try:
         for message in islice(pa.ipc.MessageReader.open_stream(pa.py_buffer(data)), 1, 3):
-            if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
-                raise InputError("a shard's buffers are compressed, which no shard's are")
+            if message.type == "record batch" and _may_be_compressed(message.metadata.to_pybytes()):
+                raise InputError("buffers that are compressed, or metadata that may say so, are in no shard")
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             names = reader.schema.names  # raises where a name is not UTF-8
             if len(set(names)) != len(names):
@@ -133,12 +133,14 @@ def decode_shard(data: bytes) -> pa.RecordBatch:
     return batches[0]
 
 
-def _is_compressed(message: bytes) -> bool:
+def _may_be_compressed(message: bytes) -> bool:
     """Tell whether a record batch says that its buffers are compressed, which pyarrow does not show.
+
+    Arrow 0.17 said it in the message's custom metadata, and readers still follow that: any such metadata counts.
 
     A flatbuffer table starts with the distance back to its vtable, which lists where each field lies in the
     table, or 0. Sources: https://flatbuffers.dev/internals and Arrow's Message.fbs (header is field 2 of Message,
-    compression field 3 of RecordBatch) and Schema.fbs.
+    custom_metadata 4; compression is field 3 of RecordBatch) and Schema.fbs.
 
     Raises:
         struct.error: the bytes end too early.
@@ -155,7 +157,7 @@ def _is_compressed(message: bytes) -> bool:
 
     root = number("<I", 0)
     header = root + field(root, 2)
-    return field(header + number("<I", header), 3) != 0
+    return field(root, 4) != 0 or field(header + number("<I", header), 3) != 0
 
 
 def columns_of(schema: pa.Schema) -> tuple[Column, ...]:

@@ -259,6 +259,17 @@ def test_a_compressed_shard_is_refused_before_it_is_expanded(
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
+def test_a_shard_compressed_as_arrow_0_17_did_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4)
+    rows = pa.record_batch({"row": [1 << 40]})
+    with pa.ipc.new_stream(sink, rows.schema, options=options) as writer:
+        writer.write_batch(rows, custom_metadata={"ARROW:experimental_compression": "ZSTD"})
+    monkeypatch.setattr(pa.ipc, "open_stream", None)  # nothing is read
+    with pytest.raises(InputError, match="compressed"):
+        decode_shard(sink.getvalue().to_pybytes())
+
+
 def test_two_columns_of_one_name_are_refused_when_read() -> None:
     with pytest.raises(InputError, match="two columns of a shard have one name"):
         decode_shard(batches(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])))
