@@ -130,7 +130,7 @@ async def test_the_same_rows_are_the_same_dataset_from_csv_and_parquet(
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=30), st.integers(1, 9), st.integers(1, 9))
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_how_a_file_is_read_does_not_show(
     tmp_path: Path, values: list[float], shard_rows: int, read_rows: int
 ) -> None:
@@ -337,6 +337,37 @@ async def test_an_open_size_is_settled_once_for_the_whole_input(
     monkeypatch.setattr(readers, "BATCH_ROWS", 1)
     with pytest.raises(InputError, match=r"c\.png: column 'image': shape \[1, 2, 2\] is expected"):
         await ingest(spec(tmp_path), [IMAGES], store, batch="b")
+
+
+OPEN = model(
+    {"name": "x", "datatype": "FP16", "shape": [-1]},
+    {"name": "y", "datatype": "FP32", "shape": []},
+)
+
+
+@pytest.mark.parametrize("read_rows", [1, 2, 100])
+async def test_only_a_row_that_is_good_in_all_respects_settles_an_open_size(
+    store: MemoryContentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: int
+) -> None:
+    nan = float("nan")
+    values = [[nan], None, [None], [1e9], [5.0, 6.0, 7.0], [1.0, 2.0], [3.0], [3.0, 4.0]]
+    others = [1.0, 1.0, 1.0, 1.0, nan, 1.0, 1.0, 1.0]
+    pq.write_table(pa.table({"x": values, "y": others}), tmp_path / "x.parquet")
+    monkeypatch.setattr(readers, "BATCH_ROWS", read_rows)
+    for models in ([OPEN], [model({"name": "y", "datatype": "FP32", "shape": []}), OPEN]):
+        done = await ingest(spec(tmp_path / "x.parquet", on_row_error="dead_letter"), models, store, batch="b")
+        assert [row["x"] for row in await rows_of(store, done)] == [[1.0, 2.0], [3.0, 4.0]]
+        assert [row async for row in dead_ids(store, done.root)] == [0, 1, 2, 3, 4, 6]
+
+
+async def test_an_empty_line_of_a_single_column_is_a_row(store: MemoryContentStore, csv: Callable[[str], Path]) -> None:
+    one = model({"name": "x", "datatype": "FP32", "shape": []})
+    path = csv("x\n1\n\n3\n\n")
+    with pytest.raises(InputError, match="line 3: column 'x': null"):
+        await ingest(spec(path), [one], store, batch="b")
+    done = await ingest(spec(path, on_row_error="dead_letter"), [one], store, batch="b")
+    assert await rows_of(store, done) == [{"row": 0, "x": 1.0}, {"row": 2, "x": 3.0}]
+    assert [row async for row in dead_ids(store, done.root)] == [1]
 
 
 @pytest.mark.parametrize("text", ["id,a,b\nx,1,2\nx,,2\n", "id,a,b\nx,1,2\n,1,2\n"])
