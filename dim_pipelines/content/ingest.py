@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from dim_pipelines.content.readers import open_path
 from dim_pipelines.content.rows import ROW_COLUMN, Judged, RowJudge, check_dataset
 from dim_pipelines.content.shards import columns_of, encode_shard
 from dim_pipelines.content.source import Source
-from dim_pipelines.content.store import Block, ContentStore, Pin
+from dim_pipelines.content.store import Block, ContentStore, Pin, batch_pin
 from dim_pipelines.content.tables import read_shard
 from dim_pipelines.domain.batch import BatchSpec, InputSpec, RowErrorPolicy
 from dim_pipelines.domain.cid import DAG_CBOR, DAG_PB, Cid, looks_like_cid
@@ -34,8 +33,6 @@ from dim_pipelines.domain.dataset import MAX_SHARD_BYTES, Dataset
 from dim_pipelines.errors import ContentUnavailable, InputError
 from dim_pipelines.scheduling.sharding import choose_batch_rows, choose_shard_rows
 
-INPUT_LIFETIME_S: Final = 30 * 24 * 3600
-"""How long a batch's input is held after ingest, in seconds: 30 days; results that need it hold it themselves."""
 _PUT_BYTES: Final = 4 << 20
 _PUT_BLOCKS: Final = 256
 _ERROR_SCHEMA: Final = pa.schema(
@@ -65,11 +62,6 @@ class Ingested:
     notes: tuple[str, ...] = ()
 
 
-def input_pin(owner: str, batch: str) -> Pin:
-    """Give the pin that holds a batch's input for `INPUT_LIFETIME_S` from now."""
-    return Pin(owner, f"batch/{batch}", int((time.time() + INPUT_LIFETIME_S) * 1000))
-
-
 async def ingest(
     spec: BatchSpec,
     models: Sequence[ModelPackage],
@@ -97,13 +89,13 @@ async def ingest(
     if given.format == "dataset" or (
         given.format is None and looks_like_cid(given.uri) and Cid.parse(given.uri).codec == DAG_CBOR
     ):
-        return await _taken(given, models, store, input_pin(owner, batch))
+        return await _taken(given, models, store, batch_pin(owner, batch))
     try:
         with tempfile.TemporaryDirectory(prefix="dim-ingest-") as name:
             folder = Path(name)
             source = await _opened(given, store, folder)
             judge = await asyncio.to_thread(RowJudge, source, spec, [model.description for model in models])
-            return await _Filling(spec, models, store, input_pin(owner, batch), folder).run(source, judge, progress)
+            return await _Filling(spec, models, store, batch_pin(owner, batch), folder).run(source, judge, progress)
     except OSError as error:  # readers translate theirs: what is left are the temporary files
         raise ContentUnavailable(
             f"cannot write temporary files: {error.strerror or error}", hint="free some space, or set TMPDIR"
@@ -286,4 +278,4 @@ class _ErrorTable:
             self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=_ERROR_SCHEMA))
 
 
-__all__ = ["INPUT_LIFETIME_S", "ROW_COLUMN", "Ingested", "ingest", "input_pin"]
+__all__ = ["ROW_COLUMN", "Ingested", "ingest"]

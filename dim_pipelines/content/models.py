@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import time
 from collections.abc import Collection, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dim_pipelines.content.files import read_bytes
 from dim_pipelines.content.folders import add_folder, list_folder, tree_blocks
 from dim_pipelines.content.memory import MemoryContentStore
-from dim_pipelines.content.store import Block, ContentStore, Pin
+from dim_pipelines.content.store import BATCH_LIFETIME_S, Block, ContentStore, Pin
 from dim_pipelines.content.transforms import check_transforms
 from dim_pipelines.domain.cid import DAG_CBOR, Cid, looks_like_cid
 from dim_pipelines.domain.grant import Signature
@@ -136,7 +137,7 @@ async def add_model(folder: Path, store: ContentStore, key: Ed25519PrivateKey, o
     """Check, store, sign and pin a package. The same bytes are the same package.
 
     A package of the same owner, name and version that was there before gives way to this one in the registry;
-    its content stays for as long as batches hold it.
+    its content and signatures stay for `BATCH_LIFETIME_S`, for batches that name it by CID and have not begun.
 
     Raises:
         InputError, ConfigurationError: as `read_package`.
@@ -155,9 +156,10 @@ async def add_model(folder: Path, store: ContentStore, key: Ed25519PrivateKey, o
             and listed.cid != cid
             and (listed.description is None or listed.description.version == description.version)
         ):
-            await store.unpin(listed.cid, pin)
+            ends = int((time.time() + BATCH_LIFETIME_S) * 1000)
+            await store.pin(listed.cid, replace(pin, expires_ms=ends))
             for old in await _signatures(store, listed.cid, owner):
-                await store.unpin(old, Pin(owner, f"signature/{listed.cid}"))
+                await store.pin(old, Pin(owner, f"signature/{listed.cid}", ends))
     await store.sync()
     return ModelPackage(cid, description, await _signatures(store, cid, owner))
 
@@ -198,6 +200,8 @@ async def list_models(store: ContentStore) -> list[ListedModel]:
     """List the registry by name, version and CID; a package that cannot be read is listed with the reason."""
     found = []
     for cid, pin in await store.pins("model/"):
+        if pin.expires_ms is not None:
+            continue  # a newer package has its place
         name = pin.label.removeprefix("model/")
         try:
             found.append(ListedModel(cid, pin.owner, name, await read_description(store, cid)))

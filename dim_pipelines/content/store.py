@@ -7,6 +7,7 @@ and `collect` may leave a block that nothing holds any more until the next time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
@@ -15,6 +16,8 @@ from dim_pipelines.domain.cid import Cid
 
 MAX_BLOCK_BYTES: Final = 1 << 20
 """The largest block that DIM makes or takes, in bytes; Kubo refuses more than 2 MiB on the wire."""
+BATCH_LIFETIME_S: Final = 30 * 24 * 3600
+"""How long what an unfinished batch has made is held after its last run began, in seconds: 30 days."""
 COLLECT_GRACE_S: Final = 3600.0
 """How old an unpinned block must be before `collect` drops it, in seconds: work in flight is younger."""
 
@@ -33,13 +36,23 @@ class Pin:
 
     Attributes:
         owner: the member; `local` by default.
-        label: what for: `batch/ID`, `model/NAME`; (owner, label, root) is one pin.
+        label: what for: `batch/ID`, `result/ID`, `model/NAME`; (owner, label, root) is one pin.
         expires_ms: Unix time in milliseconds at which the pin ends; None: never.
     """
 
     owner: str
     label: str
     expires_ms: int | None = None
+
+
+def batch_pin(owner: str, batch: str) -> Pin:
+    """Give the pin for what a batch makes on its way: it ends `BATCH_LIFETIME_S` from now."""
+    return Pin(owner, f"batch/{batch}", int((time.time() + BATCH_LIFETIME_S) * 1000))
+
+
+def result_pin(owner: str, batch: str) -> Pin:
+    """Give the pin for a batch's result and provenance, which reach everything they name: it has no end."""
+    return Pin(owner, f"result/{batch}")
 
 
 @dataclass(frozen=True, slots=True)

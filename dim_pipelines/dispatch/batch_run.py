@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,7 @@ from dim_pipelines.scheduling.feasibility import Need
 from dim_pipelines.wire.status import from_failure
 
 GRANT_S: Final = 24 * 3600.0
-"""Seconds for which a run may use nodes with one grant."""
+"""Seconds for which a node may be used with one grant; a stream that outlives it is opened again."""
 PROGRESS_S: Final = 0.1
 """Seconds between two progress reports, at least."""
 AHEAD_SHARDS: Final = 64
@@ -144,7 +145,7 @@ class BatchRun:
             nodes,
             self._assignment,
             transfer,
-            grant=_grant(self._batch, self._epoch, key),
+            grant=partial(_grant, self._batch, self._epoch, key),
             plan=self._planned.plan.cid(),
             numerics=self._numerics,
             task=self._inputs.task,

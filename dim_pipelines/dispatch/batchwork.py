@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from dim_pipelines.dispatch.transfer import DataPath
@@ -20,7 +20,8 @@ class Batchwork(Protocol):
 
     assignment: Assignment
     data: DataPath
-    grant: bytes
+    grant: Callable[[], bytes]
+    """Makes an encoded SignedGrant: each stream gets one that has just begun."""
     plan: Cid
     numerics: str
     ahead: int

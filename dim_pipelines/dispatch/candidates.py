@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -14,10 +16,14 @@ from dim_pipelines.dispatch.node_client import NodeClient
 from dim_pipelines.dispatch.node_pool import NodePool
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
 from dim_pipelines.domain.node import NodeDescription
-from dim_pipelines.errors import DimError, NoFeasibleNode
+from dim_pipelines.errors import DimError, NodeUnreachable, NoFeasibleNode
 from dim_pipelines.scheduling.feasibility import Need, choose_numerics, infeasible
 
 NODES_HINT: Final = "see that the nodes run and that they offer what the model needs: dim node start"
+
+PATIENCE_S: Final = 5.0
+"""Seconds for which a batch without a node that can take it asks again one that does not answer."""
+_ASK_AGAIN_S: Final = 0.5
 
 Described = dict[str, NodeDescription | DimError]
 """What `NodePool.describe` gives."""
@@ -38,6 +44,20 @@ async def read_need(batch: Batch, models: Sequence[ModelPackage], inputs: ShardI
         # all shards but the last have the same number of rows: the first stands for them
         max_shard_bytes=await file_size(store, inputs.cid(0)) if len(inputs) else 0,
     )
+
+
+async def ask_nodes(pool: NodePool, need: Need) -> Described:
+    """Ask every node what it is; while none can take the work and one does not answer, ask again for `PATIENCE_S`.
+
+    A node that is being restarted answers again within seconds, and a batch whose only node it is should not fail.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        described = await pool.describe()
+        absent = any(isinstance(node, NodeUnreachable) for node in described.values())
+        if not absent or len(_reasons(described, need)) < len(described) or time.monotonic() > deadline:
+            return described
+        await asyncio.sleep(_ASK_AGAIN_S)
 
 
 def bound_to(need: Need, numerics: str) -> Need:

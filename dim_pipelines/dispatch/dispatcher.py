@@ -51,7 +51,7 @@ class Dispatcher:
         assignment: Assignment,
         data: DataPath,
         *,
-        grant: bytes,
+        grant: Callable[[], bytes],
         plan: Cid,
         numerics: str,
         task: Callable[[int, int], Task],
@@ -66,7 +66,7 @@ class Dispatcher:
             nodes: feasible nodes by name: the client, and whether the node shares the run worker's swarm.
             assignment: the shards.
             data: brings inputs and takes outputs.
-            grant: the encoded SignedGrant.
+            grant: makes an encoded SignedGrant, which each stream gets fresh: a batch may outlive one.
             plan: CID of the plan block.
             numerics: the class each node must compute in, or `any`.
             task: makes the task of (shard, attempt).

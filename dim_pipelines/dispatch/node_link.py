@@ -147,7 +147,7 @@ class NodeLink:
         call = self._client.work()
         parts: list[asyncio.Future[Any]] = [self._broken]
         try:
-            await self._write(call, session.open(self._work.grant, self._work.plan))
+            await self._write(call, session.open(self._work.grant(), self._work.plan))
             parts += [
                 asyncio.ensure_future(part)
                 for part in (

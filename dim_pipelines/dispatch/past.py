@@ -25,11 +25,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Past:
-    """What earlier runs left: the journal, and outcomes and files of the write-ahead."""
+    """What earlier runs left: the journal, outcomes and files of the write-ahead, and whether outputs are gone."""
 
     journal: Journal
     outcomes: list[ShardDone]
     files: list[Path]
+    lost: bool
 
 
 async def read_past(
@@ -49,7 +50,7 @@ async def read_past(
         and journal.done.add(each.shard, each.output, each.rows, each.node)
     ]
     lost = await _drop_missing(store, journal.done, len(inputs))
-    return Past(journal, [each for each in fresh if each.shard not in lost], files)
+    return Past(journal, [each for each in fresh if each.shard not in lost], files, bool(lost))
 
 
 async def _drop_missing(store: ContentStore, done: DoneShards, count: int) -> set[int]:

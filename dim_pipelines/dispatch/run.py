@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dim_pipelines.content.manifest import ShardWriter, read_dataset, shards, write_root
 from dim_pipelines.content.models import ModelPackage
 from dim_pipelines.content.shards import columns_of
-from dim_pipelines.content.store import Block, ContentStore, Pin
+from dim_pipelines.content.store import Block, ContentStore, Pin, batch_pin, result_pin
 from dim_pipelines.dispatch.batch_run import BatchRun
-from dim_pipelines.dispatch.candidates import Described, bound_to, choose_class, read_need
+from dim_pipelines.dispatch.candidates import Described, ask_nodes, bound_to, choose_class, read_need
 from dim_pipelines.dispatch.done_shards import DoneShards
 from dim_pipelines.dispatch.head import Batch, BatchHead, Finished, Head, ProgressListener
 from dim_pipelines.dispatch.node_pool import NodePool
@@ -93,7 +93,10 @@ async def _run(
     progress: ProgressListener | None,
 ) -> Finished:
     began = time.monotonic()
-    pin = Pin(batch.owner, f"batch/{batch.id}")
+    pin, kept = batch_pin(batch.owner, batch.id), result_pin(batch.owner, batch.id)
+    for model in models:  # a newer package of that name may take its place in the registry at any time
+        for cid in (model.cid, *model.signatures):
+            await store.pin(cid, pin)
     root = await read_dataset(store, dataset)
     inputs = ShardInputs()
     async for _, cid, rows in shards(store, root):
@@ -105,7 +108,7 @@ async def _run(
     elif taken.numerics is not None:
         numerics = taken.numerics
     else:
-        described = await pool.describe()
+        described = await ask_nodes(pool, need)
         numerics = choose_class(described, need)
     if numerics != taken.numerics:
         await asyncio.to_thread(head.keep_numerics, batch.id, taken.epoch, numerics)
@@ -117,13 +120,13 @@ async def _run(
     computing = time.monotonic()
     if resumed < len(inputs):
         if described is None:
-            described = await pool.describe()
+            described = await ask_nodes(pool, bound_to(need, numerics))
         await run_.dispatch(pool, bound_to(need, numerics), described, key, progress)
     else:
         await run_.settle()
     computed_s = max(time.monotonic() - computing, 1e-9)
     done = past.journal.done
-    result = await _publish(store, root, planned.work.cid(), inputs, done, run_.schema, pin)
+    result = await _publish(store, root, planned.work.cid(), inputs, done, run_.schema, pin, kept)
     nodes = dict(sorted(done.per_node().items()))
     provenance = await write_root(
         store,
@@ -140,10 +143,10 @@ async def _run(
             retries=run_.retries,
             seconds=round(time.monotonic() - began, 3),
             finished_ms=time.time_ns() // 1_000_000,
-            journal=run_.journal_head,
+            journal=None if past.lost else run_.journal_head,  # it names outputs that are gone: nothing can hold it
             errors=errors,
         ),
-        pin,
+        kept,
     )
     await store.sync()
     await asyncio.to_thread(head.finish, batch.id, taken.epoch, result, provenance)
@@ -182,6 +185,7 @@ async def _publish(
     done: DoneShards,
     schema: pa.Schema | None,
     pin: Pin,
+    kept: Pin,
 ) -> Cid:
     """Write the result's pages and root, and hold everything below it."""
     writer = ShardWriter(store, pin=pin)
@@ -196,4 +200,4 @@ async def _publish(
         dead=root.dead,
         dead_rows=root.dead_rows,
     )
-    return await write_root(store, result, pin)
+    return await write_root(store, result, kept)

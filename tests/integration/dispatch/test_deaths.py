@@ -105,7 +105,7 @@ async def last(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 async def test_a_killed_run_worker_computes_nothing_twice_that_it_had_kept(tmp_path: Path) -> None:
     place = Place(tmp_path, 600)
-    node = ScriptedNode("a", Faults(delay_s=0.02), credit=4)
+    node = ScriptedNode("a", Faults(delay_s=0.05), credit=4)  # 80 shards a second: a segment comes first
     await node.start()
     try:
         async with place.worker(node.address) as worker:

@@ -17,10 +17,11 @@ from dim_pipelines.content import ingest as ingest_module
 from dim_pipelines.content import readers
 from dim_pipelines.content.files import add_bytes, read_bytes
 from dim_pipelines.content.folders import add_folder
-from dim_pipelines.content.ingest import INPUT_LIFETIME_S, Ingested, ingest
+from dim_pipelines.content.ingest import Ingested, ingest
 from dim_pipelines.content.manifest import dead_ids, shards
 from dim_pipelines.content.memory import MemoryContentStore
 from dim_pipelines.content.models import ModelPackage
+from dim_pipelines.content.store import BATCH_LIFETIME_S
 from dim_pipelines.content.tables import read_rows
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import RAW, Cid
@@ -109,7 +110,7 @@ async def test_the_dataset_is_held_for_its_time(store: MemoryContentStore, csv: 
     pin = dict(await store.pins())[done.dataset]
     assert (pin.owner, pin.label) == ("ada", "batch/b1")
     assert pin.expires_ms is not None
-    now_ms = pin.expires_ms - INPUT_LIFETIME_S * 1000
+    now_ms = pin.expires_ms - BATCH_LIFETIME_S * 1000
     assert (await store.collect(now_ms, grace_s=0)).blocks == 0
     assert (await store.collect(pin.expires_ms + 1, grace_s=-1)).blocks > 0
 

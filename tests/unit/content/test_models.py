@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,19 @@ async def test_new_content_of_one_version_takes_its_place(store: MemoryContentSt
     assert old.cid != new.cid
     assert (await find_model("digits", store)).cid == new.cid
     assert [listed.cid for listed in await list_models(store)] == [new.cid]
-    assert {pin.label for _, pin in await store.pins()} == {"model/digits", f"signature/{new.cid}"}
+    lasting = {pin.label for _, pin in await store.pins() if pin.expires_ms is None}
+    assert lasting == {"model/digits", f"signature/{new.cid}"}
+
+
+async def test_a_batch_that_names_a_replaced_package_finds_it(
+    store: MemoryContentStore, tmp_path: Path
+) -> None:
+    old = await add_model(package(tmp_path), store, KEY)
+    await add_model(package(tmp_path, b"better"), store, KEY)
+    await store.collect(int(time.time() * 1000), grace_s=0)
+    assert await find_model(str(old.cid), store) == old
+    again = await add_model(package(tmp_path), store, KEY)
+    assert [listed.cid for listed in await list_models(store)] == [again.cid] == [old.cid]
 
 
 async def test_versions_stand_side_by_side(store: MemoryContentStore, tmp_path: Path) -> None:
