@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Final
 
@@ -60,7 +62,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     screen = Screen("--json" in own, "--debug" in own)
-    _terminate_like_interrupt()
+    with _terminate_like_interrupt():
+        return _run(arguments, screen)
+
+
+def _run(arguments: list[str], screen: Screen) -> int:
     try:
         code = app(arguments, prog_name="dim", standalone_mode=False)
     except _USAGE_ERROR as error:
@@ -69,9 +75,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone: say nothing, and keep the interpreter from trying again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return screen.trouble(KeyboardInterrupt())
-    except (KeyboardInterrupt, Exception) as error:
+    except Exception as error:
         return screen.trouble(error)
     if code == Exit.INTERRUPTED:  # Typer has made this of a KeyboardInterrupt
         return screen.trouble(KeyboardInterrupt())
@@ -89,7 +95,8 @@ def _usage(screen: Screen, error: BaseException) -> Exit:
     return Exit.USAGE
 
 
-def _terminate_like_interrupt() -> None:
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
     """Let SIGTERM end a command the way Ctrl-C does; a command with a way of its own replaces this."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
@@ -100,8 +107,11 @@ def _terminate_like_interrupt() -> None:
         else:
             raise KeyboardInterrupt
 
-    try:
-        signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        # Not the main thread: a program that embeds the command line keeps its own signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a program that embeds the command line keeps its own signals
         return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
