@@ -66,6 +66,7 @@ class Runner:
         self._engine = asyncio.Lock()
         self._loaded: set[str] = set()
         self._loaded_by = 0
+        self._unwanted: set[str] = set()
         self._failed_starts = 0
         host.on_exit = self.wake
 
@@ -134,12 +135,10 @@ class Runner:
             self.memory.measured(step.key, batch_rows=step.batch_rows, peak=_number(answer.get("peak")))
 
     async def unload(self, models: Sequence[str]) -> None:
-        """Take models off the device."""
+        """Take models off the device; where the caller is cancelled, they go before the next model is loaded."""
+        self._unwanted.update(models)
         async with self._engine:
-            for model in models:
-                if model in self._loaded and self.host.alive:
-                    await self.host.ask({"op": "unload", "model": model}, timeout_s=LOAD_TIMEOUT_S)
-                self._loaded.discard(model)
+            await self._clear()
 
     async def start(self) -> None:
         """Start the engine process, or start it again.
@@ -207,7 +206,21 @@ class Runner:
         self._metrics.device_bytes.labels(self.device).set(sum(item.reserved for item in self.memory.loaded.values()))
         lane.deliver([item for item in computed if not item.item.cancelled])
 
+    async def _clear(self) -> None:
+        """Unload what nobody has room for any more; a process that cannot do that is ended, which does it too."""
+        for model in list(self._unwanted):
+            if model in self._loaded and self.host.alive and self._loaded_by == self.host.starts:
+                try:
+                    await self.host.ask({"op": "unload", "model": model}, timeout_s=LOAD_TIMEOUT_S)
+                except EngineFailed as error:
+                    log.warning("device %s: %s", self.device, error.message)
+                    await self.host.kill()
+            self._loaded.discard(model)
+            self._unwanted.discard(model)
+
     async def _load(self, step: ReadyStep) -> None:
+        self._unwanted.discard(step.key)  # it has room again
+        await self._clear()
         if not self.host.alive:
             await self.start()
         if self._loaded_by != self.host.starts:

@@ -42,6 +42,8 @@ FIRST_MESSAGE_S: Final = 10.0
 """How long a stream may be silent before its Open."""
 MAX_SESSIONS: Final = 64
 """The most sessions at a time."""
+_LAST_IDLE_S: Final = 30.0  # how long a drain without a deadline waits for sessions that were cut or are opening
+_LAST_WORDS_S: Final = 0.5  # how long a drain waits at least until sessions that it cut have said so
 _END: Final = Cut(NodeBusy.code, "the node is shutting down")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -135,9 +137,13 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             if self._newest.get((grant.network, grant.batch), (0, None))[1] is not token:
                 await send(session.refuse(StaleEpoch.code, f"a newer run has taken batch {grant.batch}"))
                 return
-            await send(session.opened(self._parts.name, numerics))
-            self._streams.add(stream)
+            if self.draining:  # it began while the session was opening
+                self._forget(grant, token)
+                await send(session.refuse(_END.code, _END.reason))
+                return
+            self._streams.add(stream)  # from here on a drain finds it
             try:
+                await send(session.opened(self._parts.name, numerics))
                 await stream.run(receive)
             finally:
                 self._streams.discard(stream)
@@ -181,9 +187,11 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         """Drain for good; give how many tasks were finished and how many handed back.
 
         Args:
-            timeout_s: sessions still at work after this many seconds are cut.
+            timeout_s: sessions still at work after this many seconds are cut; None: they are waited for.
         """
         self.draining = True
+        now = asyncio.get_running_loop().time
+        deadline = None if timeout_s is None else now() + timeout_s
         streams = list(self._streams)
         before = sum(stream.open_tasks for stream in streams)
         drains = [asyncio.create_task(stream.drain()) for stream in streams]
@@ -195,8 +203,9 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         cut_off = sum(stream.open_tasks for stream in streams)
         for stream in streams:
             stream.end(_END)
+        last = now() + _LAST_IDLE_S if deadline is None else max(deadline, now() + _LAST_WORDS_S)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s if timeout_s is not None else 30.0):
+            async with asyncio.timeout_at(last):
                 await self._idle.wait()
         return max(0, before - handed_back - cut_off), handed_back
 
@@ -248,10 +257,12 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                     evicted = runner.memory.admit(step.key, step.batch_rows, step.model.bytes)
                     admitted.append(step.key)
                     await runner.unload(evicted)
-            except DoesNotFit as error:
-                refused = error
+            except BaseException as error:
                 for key in admitted:
                     runner.memory.release(key)
+                if not isinstance(error, DoesNotFit):
+                    raise
+                refused = error
                 continue
             runners.append(runner)
             for step in steps:

@@ -21,7 +21,7 @@ from dim_pipelines.domain.cid import RAW, Cid
 from dim_pipelines.domain.dataset import LEAF_BYTES, MAX_SHARD_BYTES
 from dim_pipelines.domain.events import Task, TaskDone, TaskFailed, Usage
 from dim_pipelines.domain.grant import Grant
-from dim_pipelines.errors import Cancelled, ContentError, DimError, Forbidden, InputError, NodeBusy, ProtocolError
+from dim_pipelines.errors import Cancelled, ContentError, DimError, InputError, NodeBusy, ProtocolError
 from dim_pipelines.node.admission import credit_window
 from dim_pipelines.node.lanes import Computed, Item, Lane
 from dim_pipelines.node.plans import ReadyStep
@@ -285,7 +285,7 @@ class WorkStream:
             await self._send(self.session.keep_alive())
             await asyncio.sleep(KEEP_ALIVE_S)
             if time.time() * 1000 >= self.grant.not_after_ms:
-                self.end(Cut(Forbidden.code, f"the grant for batch {self.grant.batch} has ended"))
+                self.end(Cut(NodeBusy.code, "the grant has ended; open again with a fresh one"))
         log.warning("batch %s: the dispatcher has been silent for %.0f s", self.grant.batch, SILENCE_S)
 
     def _leave(self) -> None:

@@ -155,7 +155,7 @@ async def test_a_session_ends_with_its_grant(client: Any) -> None:
     stream = await client.open(plan, batch="short", not_after_ms=int(time.time() * 1000) + 700, weight=-3)
     assert stream.opened
     await stream.until(lambda stream: stream.refused)
-    assert stream.refused.code == "forbidden" and "has ended" in stream.refused.reason
+    assert stream.refused.code == "node_busy" and "open again with a fresh one" in stream.refused.reason
 
 
 async def test_a_model_that_does_not_fit_is_refused_with_need_and_free(start_node: Start) -> None:
