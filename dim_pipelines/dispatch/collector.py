@@ -16,7 +16,7 @@ OUTPUTS_PER_FETCH: Final = 64
 """Outputs that are fetched in one call, at most."""
 BACKLOG_OUTPUTS: Final = 256
 """Outputs that wait to be fetched, at most, before a node gets no more tasks."""
-GATHER_S: Final = 0.015
+GATHER_S: Final = 0.03
 """Seconds that an output waits for others to be fetched with."""
 _FETCHES: Final = 2
 
