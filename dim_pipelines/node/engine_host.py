@@ -26,7 +26,7 @@ import dim_pipelines
 from dim_pipelines.errors import ConfigurationError, EngineFailed, ProtocolError
 from dim_pipelines.node import confinement
 from dim_pipelines.node.engine_process import BOOT
-from dim_pipelines.node.frames import encode_frame, read_frame
+from dim_pipelines.node.frames import clean_text, encode_frame, read_frame
 
 log = logging.getLogger(__name__)
 
@@ -197,9 +197,9 @@ class EngineHost:
                 _texts(header["numerics"]),
                 _texts(header["missing"]),
                 int(header["memory"]),
-                str(header["device"])[:200],
+                clean_text(header["device"], 200),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             await self.kill()
             raise EngineFailed("the engine process said no proper hello") from error
         if hello.confined != self.config.confine:
@@ -216,7 +216,7 @@ class EngineHost:
         """
         answer, data = await self._exchange(header, payload, timeout_s, str(header.get("op")))
         if answer.get("ok") is not True:
-            raise EngineFailed(str(answer.get("message", "no reason given"))[:500])
+            raise EngineFailed(clean_text(answer.get("message", "no reason given"), 500))
         return answer, data
 
     async def kill(self) -> None:
@@ -267,7 +267,7 @@ class EngineHost:
         else:
             how = f"ended with exit code {code}"
         words = next((line for line in reversed(self._tail) if line.strip()), "")
-        return f"the engine process {how} ({what})" + (f": {words.strip()[:300]}" if words else "")
+        return f"the engine process {how} ({what})" + (f": {clean_text(words.strip(), 300)}" if words else "")
 
     async def _listen(self, process: Process) -> None:
         """Keep the last lines of what the process prints; it can print as much as it likes."""
@@ -293,4 +293,4 @@ def _empty(folder: Path) -> None:
 
 
 def _texts(value: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(item) for key, item in value.items()}
+    return {clean_text(key, 200): clean_text(item, 500) for key, item in value.items()}

@@ -70,8 +70,15 @@ def main(config: Mapping[str, Any], factories: Mapping[str, EngineFactory] | Non
     )
     while (request := connection.receive()) is not None:
         header, payload = request
-        answer, parts = server.answer(header, payload)
+        reply(connection, *server.answer(header, payload))
+
+
+def reply(connection: FrameSocket, answer: dict[str, Any], parts: Sequence[bytes]) -> None:
+    """Send an answer; one that is too large for a frame becomes a failure, and the process goes on."""
+    try:
         connection.send(answer, *parts)
+    except ProtocolError as error:
+        connection.send({"ok": False, **_told(error)})
 
 
 class _NoPandas(MetaPathFinder):

@@ -17,6 +17,10 @@ from dim_pipelines.errors import ProtocolError
 
 MAX_HEADER_BYTES: Final = 4 << 20
 MAX_PAYLOAD_BYTES: Final = (1 << 32) - 1
+MAX_ROW_ERRORS: Final = 1000
+"""The most rows of a shard that are told one by one to have failed; the last reason counts the others."""
+MAX_REASON: Final = 300
+"""The longest reason of a failed row, in characters."""
 _LENGTHS: Final = struct.Struct("!II")
 
 
@@ -46,6 +50,11 @@ def decode_header(text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ProtocolError("the engine process sent a header that is no JSON object")
     return header
+
+
+def clean_text(value: object, limit: int) -> str:
+    """Give a stranger's value as text that can be encoded: JSON can hold halves of surrogate pairs, UTF-8 cannot."""
+    return str(value)[:limit].encode("utf-8", "replace").decode()
 
 
 async def read_frame(reader: asyncio.StreamReader, max_payload: int) -> tuple[dict[str, Any], bytes]:

@@ -18,6 +18,7 @@ from dim_pipelines.errors import Cancelled, DimError, EngineFailed, InputError, 
 from dim_pipelines.node import arbitration
 from dim_pipelines.node.admission import DeviceMemory
 from dim_pipelines.node.engine_host import EngineHost
+from dim_pipelines.node.frames import MAX_REASON, MAX_ROW_ERRORS, clean_text
 from dim_pipelines.node.lanes import Computed, Item, Lane
 from dim_pipelines.node.plans import ReadyStep
 from dim_pipelines.telemetry.metrics import NodeMetrics
@@ -29,7 +30,6 @@ CANCEL_GRACE_S: Final = 0.7
 LOAD_TIMEOUT_S: Final = 300.0
 _RESTART_PAUSE_S: Final = 0.2
 _MAX_RESTART_PAUSE_S: Final = 10.0
-_MAX_ROW_ERRORS: Final = 1 << 20
 
 
 class Runner:
@@ -308,21 +308,21 @@ def _read_answer(items: list[Item], header: dict[str, Any], payload: bytes) -> l
             raise EngineFailed("the engine process sent a malformed answer")
         if "code" in result:
             kind = InputError if result["code"] == InputError.code else EngineFailed
-            computed.append(Computed(item, error=kind(str(result.get("message"))[:1000])))
+            computed.append(Computed(item, error=kind(clean_text(result.get("message"), 1000))))
             continue
         size, rows, errors = _number(result.get("size")), _number(result.get("rows")), result.get("errors")
         if offset + size > len(payload) or rows > item.task.input_rows or not isinstance(errors, list):
             raise EngineFailed("the engine process sent a malformed answer")
         output = payload[offset : offset + size]
         offset += size
-        row_errors = tuple([_row_error(each) for each in errors[:_MAX_ROW_ERRORS]])
+        row_errors = tuple([_row_error(each) for each in errors[:MAX_ROW_ERRORS]])
         computed.append(Computed(item, output, rows, row_errors, _number(result.get("us")), peak))
     return computed
 
 
 def _row_error(value: object) -> RowError:
     if isinstance(value, list) and len(value) == 2:
-        return RowError(_number(value[0]) & 0xFFFFFFFF, str(value[1])[:500])
+        return RowError(_number(value[0]) & 0xFFFFFFFF, clean_text(value[1], MAX_REASON))
     raise EngineFailed("the engine process sent a malformed answer")
 
 

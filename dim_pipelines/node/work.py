@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +38,8 @@ SILENCE_S: Final = 30.0
 """After how long without a message the dispatcher is taken for gone."""
 MAX_OUTCOMES: Final = 256
 """The most outcomes in one message."""
+MAX_OUTCOME_BYTES: Final = 2 << 20
+"""The most bytes of outcomes in one message; row errors are bounded, so that a single one is not larger."""
 MAX_FLUSH_BYTES: Final = 64 << 20
 """About how many bytes of outputs are stored in one call."""
 CREDIT_PARTS: Final = 4
@@ -230,8 +232,8 @@ class WorkStream:
             if not self._computed:
                 self._answerable.clear()
             outcomes = await self._stored(some)
-            for start in range(0, len(outcomes), MAX_OUTCOMES):
-                await self._send(self.session.outcomes(outcomes[start : start + MAX_OUTCOMES]))
+            for together in messages(outcomes):
+                await self._send(self.session.outcomes(together))
             for item in some:  # after they were sent: a drain waits until there are none
                 self._items.pop(item.item.key, None)
             for code, count in Counter(item.error.code if item.error else "done" for item in some).items():
@@ -298,6 +300,26 @@ class WorkStream:
         self.session.close()
         self._drained.set()
         self._metrics.sessions.dec()
+
+
+def messages(outcomes: Sequence[TaskDone | TaskFailed]) -> Iterator[Sequence[TaskDone | TaskFailed]]:
+    """Part outcomes into messages, by number and by size."""
+    start, size = 0, 0
+    for place, outcome in enumerate(outcomes):
+        own = _wire_bytes(outcome)
+        if place > start and (place - start == MAX_OUTCOMES or size + own > MAX_OUTCOME_BYTES):
+            yield outcomes[start:place]
+            start, size = place, 0
+        size += own
+    if outcomes:
+        yield outcomes[start:]
+
+
+def _wire_bytes(outcome: TaskDone | TaskFailed) -> int:
+    """Give the most bytes that an outcome takes in a message: a character takes up to 4."""
+    if isinstance(outcome, TaskFailed):
+        return 100 + 4 * len(outcome.message)
+    return 100 + sum(16 + 4 * len(error.reason) for error in outcome.row_errors)
 
 
 def _output_blocks(output: bytes) -> list[Block]:

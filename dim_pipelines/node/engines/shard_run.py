@@ -22,6 +22,7 @@ from dim_pipelines.domain.events import RowError
 from dim_pipelines.domain.model import ModelDescription
 from dim_pipelines.errors import EngineFailed, InputError
 from dim_pipelines.node.engines.engine import LoadedModel
+from dim_pipelines.node.frames import MAX_REASON, MAX_ROW_ERRORS
 from dim_pipelines.scheduling.sharding import grid
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -34,7 +35,8 @@ class ShardOutput:
     Attributes:
         data: the output shard: the id column, then the output columns, good rows only, in order.
         rows: how many rows it holds.
-        errors: the rows that failed, by position in the input shard.
+        errors: the first `MAX_ROW_ERRORS` rows that failed, by position in the input shard; where there are more,
+            the last reason says how many.
     """
 
     data: bytes
@@ -83,7 +85,7 @@ def run_shard(
         )
     pieces = collected.pieces
     table = pieces[0] if len(pieces) == 1 else pa.Table.from_batches(pieces)
-    return ShardOutput(encode_shard(table), table.num_rows, tuple(collected.errors))
+    return ShardOutput(encode_shard(table), table.num_rows, _first(collected.errors))
 
 
 def _micro_batch(
@@ -116,7 +118,15 @@ def _micro_batch(
         if len(place.rows) < piece.num_rows:
             ids = ids.take(pa.array(place.rows, pa.int64()))
         collected.pieces.append(output_batch(description, ids, piece.schema.names[0], finish(description, outputs)))
-    collected.errors += [RowError(start + row, reason) for row, reason in sorted(bad.items())]
+    collected.errors += [RowError(start + row, reason[:MAX_REASON]) for row, reason in sorted(bad.items())]
+
+
+def _first(errors: list[RowError]) -> tuple[RowError, ...]:
+    if len(errors) <= MAX_ROW_ERRORS:
+        return tuple(errors)
+    last = errors[MAX_ROW_ERRORS - 1]
+    more = f" (and {len(errors) - MAX_ROW_ERRORS} more rows failed)"
+    return (*errors[: MAX_ROW_ERRORS - 1], RowError(last.row, last.reason[: MAX_REASON - len(more)] + more))
 
 
 def _run(model: LoadedModel, tensors: Mapping[str, Any], take: Sequence[int], parameters: Mapping[str, Any]) -> Arrays:

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dim_pipelines.errors import ProtocolError
-from dim_pipelines.node.frames import MAX_HEADER_BYTES, FrameSocket, decode_header, encode_frame, read_frame
+from dim_pipelines.node.engine_process import reply
+from dim_pipelines.node.frames import (
+    MAX_HEADER_BYTES,
+    FrameSocket,
+    clean_text,
+    decode_header,
+    encode_frame,
+    read_frame,
+)
 
 headers = st.dictionaries(
     st.text(max_size=8), st.integers() | st.text(max_size=20) | st.lists(st.integers()), max_size=5
@@ -64,3 +72,19 @@ def test_the_engines_end_reads_and_writes_the_same_frames() -> None:
         here.sendall(struct.pack("!II", 10, 0) + json.dumps({}).encode())
         here.close()
         assert other.receive() is None and other.receive() is None
+
+
+def test_an_answer_that_is_too_large_becomes_a_failure() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        reply(FrameSocket(here), {"ok": True, "x": "y" * MAX_HEADER_BYTES}, [b"z"])
+        answer = FrameSocket(there).receive()
+    assert answer is not None and answer[0]["ok"] is False and answer[0]["code"] == "engine_failed"
+    assert "too large" in answer[0]["message"]
+
+
+@given(st.text(st.characters()) | st.integers() | st.lists(st.text(st.characters())), st.integers(0, 20))
+def test_clean_text_can_be_encoded(value: object, limit: int) -> None:
+    text = clean_text(value, limit)
+    assert len(text) <= limit and len(text.encode()) >= len(text)
+    assert not isinstance(value, str) or not value.isascii() or text == value[:limit]

@@ -18,6 +18,7 @@ from dim_pipelines.errors import ContentNotFound, EngineFailed
 from dim_pipelines.node import runner as runner_module
 from dim_pipelines.node.admission import DeviceMemory
 from dim_pipelines.node.engine_host import EngineHost
+from dim_pipelines.node.frames import MAX_REASON, MAX_ROW_ERRORS
 from dim_pipelines.node.lanes import Computed, Item, Lane
 from dim_pipelines.node.model_cache import CachedModel
 from dim_pipelines.node.plans import ReadyStep
@@ -165,6 +166,29 @@ async def test_forged_answers_are_engine_failed(serve: Any, forged: dict[str, An
     runner.wake()
     await until(lambda: answered)
     assert isinstance(answered[0].error, EngineFailed)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"code": "engine_failed", "message": "\ud800" * 2000},
+        {"size": 1, "rows": 0, "errors": [[0, "\udfff" * 2000]] * 5000, "us": 1},
+    ],
+)
+async def test_what_an_engine_writes_is_text_that_can_be_sent(serve: Any, result: dict[str, Any]) -> None:
+    lane, answered = make_lane()
+
+    async def forge(header: dict[str, Any], payload: tuple[bytes, ...]) -> tuple[dict[str, Any], bytes]:
+        answer, data = await honest(header, payload)
+        return (answer | {"results": [result]}, data) if header["op"] == "run" else (answer, data)
+
+    runner, _ = serve(forge, lane)
+    lane.waiting.extend(items(1))
+    runner.wake()
+    await until(lambda: answered)
+    (computed,) = answered
+    texts = [computed.error.message] if computed.error else [error.reason for error in computed.row_errors]
+    assert {len(text.encode()) for text in texts} <= {1000, MAX_REASON} and len(texts) <= MAX_ROW_ERRORS
 
 
 async def test_a_failing_shard_and_a_missing_one_do_not_stop_the_loop(serve: Any) -> None:

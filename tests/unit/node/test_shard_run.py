@@ -84,6 +84,19 @@ def test_a_shard_without_a_good_row_has_the_same_columns() -> None:
     assert output.rows == 0 and len(output.errors) == 2
 
 
+def test_row_errors_are_bounded_in_number_and_length() -> None:
+    class Wordy(Model):
+        def run(self, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+            if (inputs["x"] == 13).any():
+                raise EngineFailed("x" * 5000)
+            return super().run(inputs, parameters)
+
+    output = run_shard(Wordy(100), DESCRIPTION, shard([13.0, 1.0, *[None] * 1250]), 100, {})
+    assert [error.row for error in output.errors] == [0, *range(2, 1001)] and output.rows == 1
+    assert len(output.errors[0].reason) == 300
+    assert output.errors[-1].reason.endswith("(and 251 more rows failed)")
+
+
 def test_what_does_not_fit_the_model_is_named() -> None:
     with pytest.raises(InputError, match="takes 1 to 1024"):
         run_shard(Model(4), DESCRIPTION, shard([1.0]), 2000, {})
