@@ -140,10 +140,11 @@ class _RawLoop:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, program: Path, rows: int) -> AsyncIterator[_RawLoop]:
-        """Load the program and warm it; the process is ended with the block."""
+    async def start(cls, folder: Path, rows: int, layers: int) -> AsyncIterator[_RawLoop]:
+        """Write the model package into `folder`, load its program and warm it; the process is ended with the block."""
+        arguments = (str(folder), str(rows), str(_BATCH_ROWS), str(layers))
         process = await asyncio.create_subprocess_exec(
-            *_encoder_command("raw", str(program), str(rows), str(_BATCH_ROWS)),
+            *(sys.executable, "-m", "dim_pipelines.cli.bench_encoder", *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -169,10 +170,6 @@ class _RawLoop:
         if not line:
             raise EngineFailed("the raw loop's process ended", hint="what it wrote stands above")
         return line.decode("ascii")
-
-
-def _encoder_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dim_pipelines.cli.bench_encoder", *arguments]
 
 
 def _write_table(path: Path, table: pa.Table) -> Path:
@@ -218,14 +215,9 @@ async def _pipeline(
 
     with tempfile.TemporaryDirectory(prefix="dim-bench-") as scratch:
         folder = Path(scratch)
-        screen.say("exporting the encoder")
-        export = await asyncio.create_subprocess_exec(
-            *_encoder_command("export", str(folder / "model"), str(_BATCH_ROWS), str(layers))
-        )
-        if await export.wait() != 0:
-            raise EngineFailed("the encoder could not be exported", hint="what it wrote stands above")
         source = _write_table(folder / "rows.parquet", token_table(rows))
-        async with _RawLoop.start(folder / "model" / "model.pt2", rows) as raw:
+        screen.say("exporting the encoder")
+        async with _RawLoop.start(folder / "model", rows, layers) as raw:
             return {
                 kind: await _compare(kind, folder / f"home-{kind}", folder / "model", source, raw, rows, rounds, screen)
                 for kind in kinds

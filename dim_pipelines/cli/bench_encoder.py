@@ -1,12 +1,12 @@
 """The material of `dim bench pipeline`: a text encoder of MiniLM's shape with seeded weights, and the raw loop.
 
 The shape is that of all-MiniLM-L6-v2 (6 layers, width 384, 12 heads, feed-forward 1,536, 30,522 tokens); random
-weights compute exactly as fast as trained ones. Both parts run in processes of their own, so that the
+weights compute exactly as fast as trained ones. All of torch's part runs in a process of its own, so that the
 benchmark's process stays a client without torch:
 
-- `python -m dim_pipelines.cli.bench_encoder export FOLDER BATCH_ROWS LAYERS` writes the model package;
-- `… raw PROGRAM.pt2 ROWS BATCH_ROWS` loads the very program that the nodes load, with one thread, and for every
-  line on its standard input runs over all rows and writes the seconds.
+`python -m dim_pipelines.cli.bench_encoder FOLDER ROWS BATCH_ROWS LAYERS` writes the model package into FOLDER, loads
+the very program that the nodes load, with one thread, says `ready`, and for every line on its standard input runs
+over all rows and writes the seconds.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _export(batch_rows: int, layers: int) -> bytes:
 
 
 def raw_loop(program: Path, rows: int, batch_rows: int) -> None:
-    """Run the raw loop once for every line on standard input and write the seconds it took; say `ready` first."""
+    """Load and warm the program, then run it over all rows for every line on standard input."""
     import torch
 
     torch.set_num_threads(1)
@@ -142,7 +142,6 @@ def raw_loop(program: Path, rows: int, batch_rows: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "export":
-        write_package(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-    else:
-        raw_loop(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    given_rows, given_batch_rows, given_layers = (int(word) for word in sys.argv[2:])
+    package = write_package(Path(sys.argv[1]), given_batch_rows, given_layers)
+    raw_loop(package / "model.pt2", given_rows, given_batch_rows)
