@@ -61,6 +61,7 @@ class Limits:
 
     Attributes:
         memory_bytes: private memory (RLIMIT_DATA); 0 sets no limit (a CUDA context maps far more than it uses).
+            Shared memory is not counted by it: `confine` denies it, and the daemon watches what is in use.
         file_bytes: the largest file it may write into its scratch folder.
         descriptors: how many descriptors it may hold.
     """
@@ -161,7 +162,7 @@ def confine(readable: Sequence[Path], writable: Sequence[Path], devices: Sequenc
     Args:
         readable: files and folders it may read and map; ones that do not exist are passed over.
         writable: folders in which it may do everything but execute.
-        devices: device nodes it may open and talk to.
+        devices: device nodes it may open and talk to; without any it can make no shared memory.
 
     Raises:
         ConfigurationError: the kernel refused a step; the process must end.
@@ -174,7 +175,8 @@ def confine(readable: Sequence[Path], writable: Sequence[Path], devices: Sequenc
     abi = landlock_abi()
     libc = _libc()
     _landlock(libc, abi, readable, writable, devices)
-    _seccomp(libc, here)
+    # Drivers of devices share memory with them; a process without a device has no need of it.
+    _seccomp(libc, here, shared_memory=bool(devices))
 
 
 def _landlock(
@@ -214,8 +216,8 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
         os.close(descriptor)
 
 
-def _seccomp(libc: ctypes.CDLL, here: Architecture) -> None:
-    code = here.program(os.getpid())
+def _seccomp(libc: ctypes.CDLL, here: Architecture, *, shared_memory: bool) -> None:
+    code = here.program(os.getpid(), shared_memory=shared_memory)
     instructions = (_Instruction * len(code))(*(_Instruction(*line) for line in code))
     program = _Program(len(code), instructions)
     _checked("seccomp", libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))

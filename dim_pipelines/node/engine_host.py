@@ -34,6 +34,8 @@ START_TIMEOUT_S: Final = 120.0
 """How long a process may take until it says hello: importing torch from a cold disk is slow."""
 MAX_ANSWER_BYTES: Final = 1 << 30
 """The largest answer taken from an engine process."""
+WATCH_S: Final = 0.25
+"""How often the memory of a process at work is looked at."""
 _STREAM_BUFFER: Final = 1 << 20
 _TAIL_LINES: Final = 20
 
@@ -49,7 +51,8 @@ class EngineConfig:
         models: the folder of materialised models, readable.
         scratch: its only writable folder; emptied at each start.
         secrets: paths that must not lie beneath anything it may read.
-        memory_bytes: private memory it may use; 0: no limit.
+        memory_bytes: memory it may use: its private memory is limited to that, and it is ended when private and
+            shared memory together are more while it works; 0: no limit.
         confine: False only where `confinement.unavailable` says why.
     """
 
@@ -152,6 +155,8 @@ class EngineHost:
         self._writer: asyncio.StreamWriter | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._listening: asyncio.Task[None] | None = None
+        self._watching: asyncio.TimerHandle | None = None
+        self._too_large = 0
 
     @property
     def alive(self) -> bool:
@@ -187,6 +192,7 @@ class EngineHost:
             theirs.close()
         self.starts += 1
         self._tail.clear()
+        self._too_large = 0
         self._listening = asyncio.create_task(self._listen(self._process))
         mine.setblocking(False)
         self._reader, self._writer = await asyncio.open_connection(sock=mine, limit=_STREAM_BUFFER)
@@ -239,6 +245,7 @@ class EngineHost:
         reader, writer = self._reader, self._writer
         if reader is None or writer is None:
             raise EngineFailed("the engine process is not running")
+        self._watch()
         try:
             async with asyncio.timeout(timeout_s):
                 if header is not None:
@@ -257,11 +264,33 @@ class EngineHost:
             # Half an exchange is on the wire: nothing after it could be understood.
             await self.kill()
             raise
+        finally:
+            if self._watching:
+                self._watching.cancel()
+
+    def _watch(self) -> None:
+        """End the process when it uses more memory than it may; look again while the exchange lasts."""
+        if not self.config.memory_bytes:
+            return
+        process = self._process
+        if process and process.returncode is None:
+            self._watching = asyncio.get_running_loop().call_later(WATCH_S, self._weigh, process)
+
+    def _weigh(self, process: Process) -> None:
+        used = _memory_in_use(process.pid)
+        if used > self.config.memory_bytes and process.returncode is None:
+            self._too_large = used
+            process.kill()
+        else:
+            self._watch()
 
     async def _obituary(self, what: str) -> str:
         process = self._process
         await self.kill()
         code = process.returncode if process else None
+        if self._too_large:
+            used = f"{self._too_large} bytes of memory, {self.config.memory_bytes} are allowed"
+            return f"the engine process used {used}, and was ended ({what})"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"died ({code})"
         else:
@@ -285,6 +314,15 @@ def _search_path() -> list[str]:
     root = str(Path(dim_pipelines.__file__).resolve().parent.parent)
     entries = [str(Path(entry).absolute()) for entry in sys.path if entry and Path(entry).exists()]
     return [*dict.fromkeys(entry for entry in entries if entry != root), root]
+
+
+def _memory_in_use(pid: int) -> int:
+    """Give the bytes of private and shared memory that a process has in use, without files it maps (proc(5))."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it has just gone
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
 def _empty(folder: Path) -> None:

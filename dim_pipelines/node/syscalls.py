@@ -26,6 +26,7 @@ _X32: Final = 0x40000000
 _CLONE_THREAD: Final = 0x10000
 _O_TRUNC, _O_ACCMODE = 0o1000, 0o3
 _PR_SET_PDEATHSIG: Final = 1
+_MAP_TYPE, _MAP_SHARED, _MAP_ANONYMOUS = 0x0F, 0x01, 0x20
 # Who gets a descriptor's signals, and which: F_SETOWN, F_SETSIG, F_SETOWN_EX (linux/fcntl.h), FIOSETOWN, SIOCSPGRP
 # (linux/sockios.h).
 _OWNER_COMMANDS: Final = (8, 10, 15)
@@ -57,8 +58,9 @@ _SHARED: Final = {
     "open_tree_attr": 467,
 }
 _X86_64: Final = _SHARED | {
-    "open": 2, "ioctl": 16, "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "connect": 42, "accept": 43,
-    "bind": 49, "listen": 50, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62,
+    "open": 2, "mmap": 9, "ioctl": 16, "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "connect": 42,
+    "accept": 43, "bind": 49, "listen": 50, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "execve": 59,
+    "kill": 62,
     "semget": 64, "semop": 65, "semctl": 66, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71, "fcntl": 72,
     "truncate": 76, "chmod": 90,
     "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "ptrace": 101, "syslog": 103, "rt_sigqueueinfo": 129,
@@ -73,12 +75,12 @@ _X86_64: Final = _SHARED | {
     "utimensat": 280, "accept4": 288, "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "fanotify_init": 300,
     "prlimit64": 302, "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
     "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "sched_setattr": 314,
-    "kexec_file_load": 320, "bpf": 321, "execveat": 322, "userfaultfd": 323, "pivot_root": 155,
+    "memfd_create": 319, "kexec_file_load": 320, "bpf": 321, "execveat": 322, "userfaultfd": 323, "pivot_root": 155,
     "sched_setparam": 142, "sched_setscheduler": 144, "semtimedop": 220,
 }  # fmt: skip
 _AARCH64: Final = _SHARED | {
     "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
-    "fcntl": 25, "ioctl": 29,
+    "fcntl": 25, "ioctl": 29, "mmap": 222, "memfd_create": 279,
     "ioprio_set": 30, "mknodat": 33, "umount2": 39, "mount": 40, "pivot_root": 41, "truncate": 45, "chroot": 51,
     "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "openat": 56, "quotactl": 60, "utimensat": 88,
     "acct": 89, "personality": 92, "unshare": 97, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -97,7 +99,20 @@ _AARCH64: Final = _SHARED | {
 
 # Filtered by an argument, or answered with ENOSYS so that libc takes the older call, which can be filtered.
 _BY_ARGUMENT: Final = frozenset(
-    {"open", "openat", "clone", "prctl", "kill", "tgkill", "prlimit64", "sched_setaffinity", "fcntl", "ioctl"}
+    {
+        "open",
+        "openat",
+        "clone",
+        "prctl",
+        "kill",
+        "tgkill",
+        "prlimit64",
+        "sched_setaffinity",
+        "fcntl",
+        "ioctl",
+        "mmap",
+        "memfd_create",
+    }
 )
 _NOT_HERE: Final = frozenset({"clone3", "openat2"})
 
@@ -109,8 +124,13 @@ class Architecture:
     audit: int
     numbers: dict[str, int]
 
-    def program(self, pid: int) -> list[Line]:
-        """Give the filter for the process `pid`, which stays able to signal itself."""
+    def program(self, pid: int, *, shared_memory: bool = False) -> list[Line]:
+        """Give the filter for the process `pid`, which stays able to signal itself.
+
+        Args:
+            pid: the process.
+            shared_memory: let it make shared memory of no file, which RLIMIT_DATA does not count.
+        """
         lines: list[Line] = [
             (_LOAD, 0, 0, _ARCH_AT),
             (_JUMP_EQUAL, 1, 0, self.audit),
@@ -136,6 +156,10 @@ class Architecture:
             lines += _deny_flags(numbers["fcntl"], 1, _WHOLE, command)
         for request in _OWNER_REQUESTS:
             lines += _deny_flags(numbers["ioctl"], 1, _WHOLE, request)
+        if not shared_memory:
+            shared = _MAP_SHARED | _MAP_ANONYMOUS
+            lines += _deny_flags(numbers["mmap"], 3, _MAP_TYPE | _MAP_ANONYMOUS, shared)
+            lines += [(_JUMP_EQUAL, 0, 1, numbers["memfd_create"]), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
         lines += _deny_flags(numbers["clone"], 0, _CLONE_THREAD, 0)
         lines += _deny_flags(numbers["prctl"], 0, _WHOLE, _PR_SET_PDEATHSIG)
         lines += _only(numbers["kill"], pid)

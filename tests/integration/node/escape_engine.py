@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import resource
 import signal
@@ -229,6 +230,16 @@ def share_memory(targets: Mapping[str, Any]) -> None:
     if segment < 0:
         raise OSError(ctypes.get_errno(), "shmget")
     libc.shmctl(segment, 0, None)
+
+
+@attempt
+def share_memory_without_a_file(targets: Mapping[str, Any]) -> None:
+    mmap.mmap(-1, 4096).close()
+
+
+@attempt
+def keep_memory_in_a_descriptor(targets: Mapping[str, Any]) -> None:
+    os.close(os.memfd_create("x"))
 
 
 # What must go on working.

@@ -168,6 +168,30 @@ async def test_too_much_memory_costs_the_attempt_only(tmp_path: Path) -> None:
         await host.kill()
 
 
+async def test_a_process_that_uses_more_shared_memory_than_it_may_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    greedy = (
+        "import sys, json, mmap, socket, time; c = json.loads(sys.argv[1]); sys.path[:] = c['sys_path']\n"
+        "from dim_pipelines.node.frames import FrameSocket\n"
+        "end = FrameSocket(socket.socket(fileno=c['socket']))\n"
+        "end.send({'confined': False, 'numerics': {}, 'missing': {}, 'memory': 0, 'device': ''})\n"
+        "end.receive(); mmap.mmap(-1, 300 << 20).write(bytes(300 << 20)); time.sleep(60)\n"
+    )
+    config = EngineConfig(
+        "cpu", (), 1, tmp_path / "models", tmp_path / "scratch", memory_bytes=128 << 20, confine=False
+    )
+    host = EngineHost(config, greedy)
+    try:
+        await host.start()
+        with pytest.raises(
+            EngineFailed, match=r"used \d+ bytes of memory, 134217728 are allowed, and was ended \(run\)"
+        ):
+            await host.ask({"op": "run"}, timeout_s=30)
+        assert not host.alive
+    finally:
+        await host.kill()
+
+
 async def test_a_killed_or_hanging_process_is_engine_failed_and_starts_again(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     host = EngineHost(EngineConfig("cpu", ("echo",), 1, tmp_path / "models", tmp_path / "scratch"))

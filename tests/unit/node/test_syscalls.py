@@ -22,11 +22,13 @@ perf_event_open open_by_handle_at truncate
 """
 
 
-def answer(here: Architecture, number: int, *arguments: int, audit: int | None = None) -> int:
+def answer(
+    here: Architecture, number: int, *arguments: int, audit: int | None = None, shared_memory: bool = False
+) -> int:
     data = struct.pack(
         "<iIQ6Q", number, here.audit if audit is None else audit, 0, *arguments, *[0] * (6 - len(arguments))
     )
-    program, at, accumulator = here.program(PID), 0, 0
+    program, at, accumulator = here.program(PID, shared_memory=shared_memory), 0, 0
     while True:
         code, jump, otherwise, constant = program[at]
         at += 1
@@ -83,6 +85,18 @@ def test_nobody_else_is_made_the_owner_of_a_descriptor(here: Architecture) -> No
         assert answer(here, here.numbers["fcntl"], 3, command) == ALLOW
     for request in (0x5401, 0x5421):  # TCGETS, FIONBIO
         assert answer(here, here.numbers["ioctl"], 3, request) == ALLOW
+
+
+@pytest.mark.parametrize("here", [X86, ARM], ids=["x86_64", "aarch64"])
+def test_memory_that_no_limit_counts_is_only_for_devices(here: Architecture) -> None:
+    private, shared, shared_file = 0x22, 0x21, 0x01
+    numbers = here.numbers
+    assert answer(here, numbers["mmap"], 0, 4096, 3, private) == ALLOW
+    assert answer(here, numbers["mmap"], 0, 4096, 3, shared_file) == ALLOW
+    assert answer(here, numbers["mmap"], 0, 4096, 3, shared) == EPERM
+    assert answer(here, numbers["memfd_create"], 0, 0) == EPERM
+    assert answer(here, numbers["mmap"], 0, 4096, 3, shared, shared_memory=True) == ALLOW
+    assert answer(here, numbers["memfd_create"], 0, 0, shared_memory=True) == ALLOW
 
 
 def test_other_tables_of_the_same_processor_end_the_process() -> None:
