@@ -1,8 +1,8 @@
 """The node daemon: put together, started, drained.
 
 `serve` is the whole life of a daemon: lock the home, open the store, start the engine processes, listen,
-announce, and on SIGTERM or SIGINT drain and end. A second signal ends it at once; the engine processes
-die with it.
+announce, and on SIGTERM or SIGINT drain and end; before it serves, a signal takes back what was begun. A
+second signal ends it at once; the engine processes die with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dim_pipelines.node.admission import DeviceMemory
 from dim_pipelines.node.blocks import BlockServicer
 from dim_pipelines.node.engine_host import EngineConfig, EngineHost, Hello
 from dim_pipelines.node.epochs import Epochs
-from dim_pipelines.node.lifetime import NodeAddress, announced, locked, stopping_by_signal
+from dim_pipelines.node.lifetime import NodeAddress, Stop, announced, locked, socket_in, stopping_by_signal
 from dim_pipelines.node.model_cache import ModelCache
 from dim_pipelines.node.plans import PlanReader
 from dim_pipelines.node.runner import Runner
@@ -54,7 +54,6 @@ DRAIN_S: Final = 60.0
 _CPU_SHARE: Final = 0.6
 _CUDA_SHARE: Final = 0.9
 _PROCESS_BYTES: Final = 2 << 30  # what an engine process needs besides its models: libraries, buffers, outputs
-_UNIX_LIMIT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +105,17 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
         EngineFailed: an engine process does not start.
         ContentUnavailable: the content store does not answer.
     """
+    with stopping_by_signal(config.parent) as stopping, stopping.starting():
+        await _serve(config, ready, stopping)
+
+
+async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopping: Stop) -> None:
     home = config.home
     name = config.name or socket.gethostname()
-    address = str(Address.parse(config.listen)) if config.listen else _home_address(home)
+    address = str(Address.parse(config.listen)) if config.listen else ""
     async with AsyncExitStack() as stack:
-        stopping = stack.enter_context(stopping_by_signal(config.parent))
         stack.enter_context(locked(home.node))
+        address = address or stack.enter_context(socket_in(home.node))
         check_free(address)  # now, because engine processes take seconds to start
         trust = _trust(home, config.trust)
         key = public_bytes(load_or_create_key(home.node_key))
@@ -168,6 +172,7 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
             shown = exporter.address
         here = NodeAddress(name, server.address, os.getpid(), format_public_key(key), shown)
         stack.enter_context(announced(home.node / NODE_FILE, here))
+        stopping.started()
         ready(here)
         await stopping.wait()
         log.info("draining")
@@ -185,12 +190,6 @@ async def _looping(runner: Runner) -> AsyncIterator[None]:
         loop.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await loop
-
-
-def _home_address(home: Home) -> str:
-    """Give a socket in the home; a free port where the path is too long for one."""
-    path = home.node / "node.sock"
-    return f"unix:{path}" if len(os.fsencode(path)) <= _UNIX_LIMIT else "127.0.0.1:0"
 
 
 def _trust(home: Home, further: Sequence[str]) -> Trust:

@@ -6,13 +6,19 @@ import asyncio
 import fcntl
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from dim_pipelines.errors import ConfigurationError
+
+UNIX_LIMIT: Final = 100
+"""The longest path of a socket, in bytes; unix(7) has room for 107."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class Stop:
         """Begin without a reason to end."""
         self.patient = True
         self._event = asyncio.Event()
+        self._starting: asyncio.Task[object] | None = None
+        self._interrupted = False
 
     async def wait(self) -> None:
         """Wait for the reason to end."""
@@ -52,12 +60,37 @@ class Stop:
         """Take in a signal; the second one ends the process here."""
         if self._event.is_set():
             os._exit(130)  # the second signal: the person wants it gone, and the kernel ends the engines
-        self._event.set()
+        self._end()
 
     def orphaned(self) -> None:
         """Take in that the parent has gone."""
         self.patient = False
+        self._end()
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Until `started`, a reason to end cancels the task that is in here, which then leaves it without an error."""
+        task = self._starting = asyncio.current_task()
+        assert task is not None
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._interrupted:
+                raise
+            task.uncancel()
+        finally:
+            self._starting = None
+
+    def started(self) -> None:
+        """Have later reasons waited for by `wait`."""
+        self._starting = None
+
+    def _end(self) -> None:
         self._event.set()
+        if self._starting:
+            self._interrupted = True
+            self._starting.cancel()
+            self._starting = None
 
 
 @contextmanager
@@ -81,6 +114,21 @@ def stopping_by_signal(parent: int | None) -> Iterator[Stop]:
             loop.remove_signal_handler(number)
         if parent is not None:
             loop.remove_reader(parent)
+
+
+@contextmanager
+def socket_in(folder: Path) -> Iterator[str]:
+    """Give the address of a socket in the folder, or in a short one of its own where the path is too long for one."""
+    path = folder / "node.sock"
+    if len(os.fsencode(path)) <= UNIX_LIMIT:
+        yield f"unix:{path}"
+        return
+    base = tempfile.gettempdir()
+    short = tempfile.mkdtemp(prefix="dim-", dir=base if len(os.fsencode(base)) <= UNIX_LIMIT // 2 else "/tmp")
+    try:
+        yield f"unix:{short}/node.sock"
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 @contextmanager
