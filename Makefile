@@ -44,7 +44,7 @@ protos: setup  ## the code generated from the .proto files
 	@deployment/scripts/protos
 
 tools:  ## the real components that tests and `--ipfs kubo` use: ipfs (Kubo) and Chromium
-	@python3 deployment/kubo/fetch.py
+	@python=$$(deployment/scripts/find_python) && "$$python" deployment/kubo/fetch.py
 	@deployment/scripts/chromium
 
 bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch costs
