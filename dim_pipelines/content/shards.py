@@ -73,12 +73,8 @@ def canonical_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         chunks = column.chunks
         column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
     target = canonical_type(column.type)
-    if target in _NUMBERS and column.type == target and not column.null_count:
-        # the common case ten times faster: fresh memory, no bitmap
-        values = column.to_numpy(zero_copy_only=False)
-        if values.dtype.kind == "f" and (nans := np.isnan(values)).any():
-            values = np.where(nans, _NAN[target], values)
-        return pa.Array.from_buffers(target, len(values), [None, pa.py_buffer(values.tobytes())], 0)
+    if column.type == target and (copied := _copied(column, target)) is not None:
+        return copied
     return _rebuilt(_plain(column, target), target)
 
 
@@ -221,6 +217,22 @@ def _rebuilt(array: pa.Array, target: pa.DataType) -> pa.Array:
     if target in _NAN:
         return _one_nan(array, target)
     return array
+
+
+def _copied(array: pa.Array, target: pa.DataType) -> pa.Array | None:
+    """Rebuild numbers, or lists of fixed size of them, of which none is null: the common case, ten times faster."""
+    if array.null_count:
+        return None
+    if target not in _NUMBERS:
+        if not isinstance(array, pa.FixedSizeListArray):
+            return None
+        size = target.list_size
+        child = _copied(array.values[array.offset * size : (array.offset + len(array)) * size], target.value_type)
+        return None if child is None else pa.FixedSizeListArray.from_arrays(child, type=target)
+    values = array.to_numpy(zero_copy_only=False)
+    if values.dtype.kind == "f" and (nans := np.isnan(values)).any():
+        values = np.where(nans, _NAN[target], values)
+    return pa.Array.from_buffers(target, len(values), [None, pa.py_buffer(values.tobytes())], 0)
 
 
 @lru_cache(maxsize=8)

@@ -182,7 +182,7 @@ def _whole(array: pa.Array, dims: tuple[int, ...]) -> Tensor | None:
     for size in dims:
         if level.null_count or not pa.types.is_fixed_size_list(level.type) or level.type.list_size != size:
             return None
-        level = level.flatten()
+        level = level.values[level.offset * size : (level.offset + len(level)) * size]  # `flatten` is a slow kernel
     if level.null_count:
         return None
     values: Tensor = level.to_numpy(zero_copy_only=False)

@@ -72,6 +72,10 @@ def grid(rows: int, batch_rows: int, bad: Collection[int] = ()) -> Iterator[Micr
     """
     for start in range(0, rows, batch_rows):
         here = range(start, min(start + batch_rows, rows))
+        if not bad:
+            whole = tuple(here)
+            yield MicroBatch(whole, whole + (start,) * (batch_rows - len(whole)), tuple(range(len(whole))))
+            continue
         good = tuple(row for row in here if row not in bad)
         if not good:
             continue

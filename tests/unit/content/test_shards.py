@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dim_pipelines.content import shards
 from dim_pipelines.content.shards import (
     MAX_SHARD_BYTES,
     canonical_type,
@@ -148,6 +149,21 @@ def test_there_is_one_nan(type_: Any, unsigned: Any, wrap: Callable[[pa.Array], 
     plain = np.array([1.5, np.nan, -0.0], dtype=type_)
     assert odd.tobytes() != plain.tobytes()
     assert encoded(wrap(pa.array(odd))) == encoded(wrap(pa.array(plain)))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("bottom", [pa.float16(), pa.float32(), pa.int8(), pa.uint64()])
+def test_whole_lists_of_numbers_have_the_bytes_of_the_long_way(
+    rows: int, bottom: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.arange(3 * 2 * (rows + 3)).astype(bottom.to_pandas_dtype())
+    if numbers.dtype.kind == "f":
+        numbers[7] = np.nan
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(numbers, bottom), 2)
+    columns = [part.slice(1, rows) for part in (inner, pa.FixedSizeListArray.from_arrays(inner, 3))]
+    short = [encoded(column) for column in columns]
+    monkeypatch.setattr(shards, "_copied", lambda array, target: None)
+    assert short == [encoded(column) for column in columns]
 
 
 def test_negative_zero_stays_what_it_is() -> None:
