@@ -162,16 +162,17 @@ def _accuracy(material: Digits, table: Path) -> float:
 
 def _summary(record: dict[str, Any], home: Home, ipfs: str, folder: Path) -> str:
     from dim_pipelines.cli.batch import describe
+    from dim_pipelines.cli.demo_digits import BATCH_ROWS, IMAGES, MODEL_NAME, SHARD_ROWS, TRAINED_ON
     from dim_pipelines.settings import Home as _Home
 
     where = "" if _Home.at().root == home.root else f"DIM_HOME={home.root} "
     store = f" --ipfs {ipfs}" if ipfs and ipfs != "embedded" else ""
     return (
-        f"accuracy {record['accuracy']:.1%} on 897 digits the network had not seen\n"
+        f"accuracy {record['accuracy']:.1%} on {IMAGES - TRAINED_ON} digits the network had not seen\n"
         f"{describe(record)}\n"
-        f"\nnext:\n"
-        f"  {where}dim up{store}                          # Dagster's page, with this run in it\n"
-        f"  {where}dim infer{store} --model digits-cnn --id-column path --input {folder / 'images'} \\\n"
-        f"      --output digits.csv\n"
-        f"  {where}dim model show digits-cnn{store}"
+        f"\nnext, Dagster's page with this run in it:\n"
+        f"  {where}dim up{store}\n"
+        f"or the same without Dagster, which gives the same result:\n"
+        f"  {where}dim infer{store} --model {MODEL_NAME} --input {folder / 'images'} --id-column path \\\n"
+        f"    --shard-rows {SHARD_ROWS} --batch-rows {BATCH_ROWS} --output digits.parquet"
     )

@@ -23,9 +23,9 @@ from dim_pipelines.errors import ConfigurationError
 MODEL_NAME: Final = "digits-cnn"
 IMAGES: Final = 1797
 TRAINED_ON: Final = 900
-SHARD_ROWS: Final = 32
-"""57 shards: enough that each of two nodes is seen to take its part."""
-BATCH_ROWS: Final = 32
+SHARD_ROWS: Final = 16
+"""113 shards: enough that each of two nodes takes its part, though one may begin half a second after the other."""
+BATCH_ROWS: Final = 16
 _SEED: Final = 20
 _EPOCHS: Final = 20
 _LEARNING_BATCH: Final = 50

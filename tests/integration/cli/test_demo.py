@@ -42,7 +42,7 @@ def test_the_demo_is_right_and_spread_over_both_nodes(demo: tuple[Path, dict[str
     _, record, err = demo
     assert err == ""
     assert record["accuracy"] >= 0.95
-    assert (record["rows"], record["dead_rows"], record["shards"]) == (1797, 0, 57)
+    assert (record["rows"], record["dead_rows"], record["shards"]) == (1797, 0, 113)
     assert set(record["nodes"]) == {"demo-1", "demo-2"}
     assert min(record["nodes"].values()) >= 0.2 * record["shards"]
     joined = pq.read_table(record["output"])
@@ -57,7 +57,7 @@ def test_infer_without_dagster_and_in_a_kubo_gives_the_same_result(
     monkeypatch.setenv("DIM_HOME", str(tmp_path / "home"))
     made = home / "demo" / "digits"
     said = dim("infer", "--ipfs", "kubo", "--model", made / "model", "--input", made / "images", "--id-column", "path",
-               "--shard-rows", 32, "--batch-rows", 32, "--output", tmp_path / "o.parquet", "--json")  # fmt: skip
+               "--shard-rows", 16, "--batch-rows", 16, "--output", tmp_path / "o.parquet", "--json")  # fmt: skip
     assert said.code == 0, said.err
     assert said.record["result_cid"] == record["result_cid"]
     assert pq.read_table(tmp_path / "o.parquet").equals(pq.read_table(record["output"]))
@@ -149,8 +149,8 @@ def test_up_runs_what_is_submitted_and_leaves_nothing_behind(
         assert "SUCCESS" in [run["status"] for run in data["runsOrError"]["results"]]  # that of the demo
 
         images = str(home / "demo" / "digits" / "images")
-        submit = ["submit", "--model", "digits-cnn", "--input", images, "--id-column", "path", "--shard-rows", "32"]
-        submit += ["--batch-rows", "32", "--output", str(tmp_path / "o.parquet"), "--json"]
+        submit = ["submit", "--model", "digits-cnn", "--input", images, "--id-column", "path", "--shard-rows", "16"]
+        submit += ["--batch-rows", "16", "--output", str(tmp_path / "o.parquet"), "--json"]
         submitted = subprocess.run(
             [*program[:3], *submit], capture_output=True, text=True, timeout=120, check=False,
             env={**os.environ, "DIM_HOME": str(home)},
