@@ -95,9 +95,7 @@ async def test_new_content_of_one_version_takes_its_place(store: MemoryContentSt
     assert lasting == {"model/digits", f"signature/{new.cid}"}
 
 
-async def test_a_batch_that_names_a_replaced_package_finds_it(
-    store: MemoryContentStore, tmp_path: Path
-) -> None:
+async def test_a_batch_that_names_a_replaced_package_finds_it(store: MemoryContentStore, tmp_path: Path) -> None:
     old = await add_model(package(tmp_path), store, KEY)
     await add_model(package(tmp_path, b"better"), store, KEY)
     await store.collect(int(time.time() * 1000), grace_s=0)
