@@ -21,6 +21,7 @@ MAX_ROW_ERRORS: Final = 1000
 """The most rows of a shard that are told one by one to have failed; the last reason counts the others."""
 MAX_REASON: Final = 300
 """The longest reason of a failed row, in characters."""
+_JOINED_BYTES: Final = 1 << 20
 _LENGTHS: Final = struct.Struct("!II")
 
 
@@ -92,7 +93,10 @@ class FrameSocket:
 
     def send(self, header: dict[str, Any], *payload: bytes) -> None:
         """Write a frame."""
-        for part in encode_frame(header, *payload):
+        parts = encode_frame(header, *payload)
+        if sum(map(len, parts)) <= _JOINED_BYTES:  # one call, which wakes the daemon once
+            parts = [b"".join(parts)]
+        for part in parts:
             self._socket.sendall(part)
 
     def _read(self, size: int) -> memoryview | None:
