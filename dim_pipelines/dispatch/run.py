@@ -30,7 +30,8 @@ from dim_pipelines.domain.cid import DAG_CBOR, Cid
 from dim_pipelines.domain.dataset import Dataset, Result
 from dim_pipelines.domain.format import Format
 from dim_pipelines.domain.work import Provenance
-from dim_pipelines.patterns.pattern import find_pattern, make_plan
+from dim_pipelines.patterns.pattern import make_plan
+from dim_pipelines.patterns.registry import find_pattern
 from dim_pipelines.scheduling.feasibility import ANY
 
 

@@ -1,12 +1,10 @@
-"""The protocol of a pattern, and how one is found by its name."""
+"""The protocol of a pattern, and the plan that one makes."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -16,9 +14,6 @@ from dim_pipelines.domain.dataset import Dataset
 from dim_pipelines.domain.model import ModelDescription
 from dim_pipelines.domain.work import ModelUse, Plan, PlanStep, Work
 from dim_pipelines.errors import ConfigurationError
-
-ENTRY_POINTS: Final = "dim_pipelines.patterns"
-"""The entry point group in which other packages offer patterns: name → a class without arguments."""
 
 
 class PlannedModel(Protocol):
@@ -105,28 +100,3 @@ def make_plan(
         dataset=dataset_cid,
     )
     return Planned(work, Plan(work=work.cid(), numerics=numerics, steps=steps))
-
-
-def find_pattern(name: str) -> Pattern:
-    """Find a pattern by its name.
-
-    Raises:
-        ConfigurationError: there is none of this name (the nearest is given), or it is no pattern.
-    """
-    from dim_pipelines.patterns.collaborative import Collaborative  # it imports this module's protocol
-
-    if name == Collaborative.name:
-        return Collaborative()
-    offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
-    if name not in offered:
-        known = sorted({Collaborative.name, *offered})
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"patterns: {', '.join(known)}"
-        raise ConfigurationError(f"there is no pattern {name!r}", hint=hint)
-    try:
-        pattern = offered[name].load()()
-    except Exception as error:  # another package's code
-        raise ConfigurationError(f"the pattern {name!r} cannot be loaded: {error}") from error
-    if not isinstance(pattern, Pattern):
-        raise ConfigurationError(f"{offered[name].value}, offered as the pattern {name!r}, is no pattern")
-    return pattern

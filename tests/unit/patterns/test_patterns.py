@@ -12,9 +12,10 @@ from dim_pipelines.domain.cid import DAG_CBOR, RAW, Cid
 from dim_pipelines.domain.dataset import Column, Dataset
 from dim_pipelines.domain.model import ModelDescription, ModelInput
 from dim_pipelines.errors import ConfigurationError
-from dim_pipelines.patterns import pattern as pattern_module
+from dim_pipelines.patterns import registry
 from dim_pipelines.patterns.collaborative import Collaborative
-from dim_pipelines.patterns.pattern import Pattern, find_pattern, make_plan
+from dim_pipelines.patterns.pattern import Pattern, make_plan
+from dim_pipelines.patterns.registry import find_pattern
 
 DATASET = Dataset(
     columns=(Column(name="row", type="int64"), Column(name="x", type="double")),
@@ -134,7 +135,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> None:
         return [EntryPoint(name, f"somewhere:{name}", group) for name in ("offered", "broken", "nothing")]
 
     kinds = {"offered": Offered, "broken": Broken, "nothing": Nothing}
-    monkeypatch.setattr(pattern_module, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "entry_points", entry_points)
     monkeypatch.setattr(EntryPoint, "load", lambda self: kinds[self.name])
 
 
