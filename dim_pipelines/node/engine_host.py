@@ -232,8 +232,7 @@ class EngineHost:
         if writer:
             writer.close()
         if process:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _end(process)
             await process.wait()
         if listening:
             await asyncio.wait([listening], timeout=1.0)
@@ -280,7 +279,7 @@ class EngineHost:
         used = _memory_in_use(process.pid)
         if used > self.config.memory_bytes and process.returncode is None:
             self._too_large = used
-            process.kill()
+            _end(process)
         else:
             self._watch()
 
@@ -314,6 +313,13 @@ def _search_path() -> list[str]:
     root = str(Path(dim_pipelines.__file__).resolve().parent.parent)
     entries = [str(Path(entry).absolute()) for entry in sys.path if entry and Path(entry).exists()]
     return [*dict.fromkeys(entry for entry in entries if entry != root), root]
+
+
+def _end(process: Process) -> None:
+    """Send SIGKILL. `Process.kill` would reap a process that has just died, and its exit code would be lost."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _memory_in_use(pid: int) -> int:

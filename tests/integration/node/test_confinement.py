@@ -229,5 +229,6 @@ async def test_an_engine_process_that_says_nothing_names_its_last_words(tmp_path
     (tmp_path / "models").mkdir()
     config = EngineConfig("cpu", ("echo",), 1, tmp_path / "models", tmp_path / "scratch")
     host = EngineHost(config, "raise RuntimeError('no such library')")
-    with pytest.raises(EngineFailed, match=r"exit code 1.*no such library"):
-        await host.start()
+    for _ in range(10):  # it may be dead, dying or reaped when the daemon looks: the exit code is known always
+        with pytest.raises(EngineFailed, match=r"exit code 1 .*no such library"):
+            await host.start()
