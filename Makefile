@@ -51,8 +51,9 @@ bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch
 	@dim bench dispatch
 	@dim bench pipeline
 
-soak: setup  ## the tests of the floors that must not waver, ten times over
-	@for round in {1..10}; do echo "round $$round"; python -m pytest -q tests/contracts tests/integration; done
+soak: setup  ## two gigabytes and a million shards through each store; then contracts and dispatch, ten times over
+	@DIM_SOAK=1 python -m pytest -q -s --timeout=1500 tests/integration/content/test_memory_use.py tests/integration/content/test_million_shards.py
+	@for round in {1..10}; do echo "round $$round"; python -m pytest -q tests/contracts tests/integration/dispatch; done
 
 docs: setup  ## writes the command reference, and checks that the documentation is true
 	@python deployment/scripts/cli_reference.py
