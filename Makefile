@@ -23,7 +23,7 @@ up: setup  ## two local nodes, Dagster's web server and daemon, until Ctrl-C
 	@dim up --nodes 2
 
 test: setup coverage  ## the tests; what needs a missing program is skipped and names the command that brings it
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 coverage: setup  ## proves that the tests of the pure floors cover 95 % of their lines and of their branches
 	@deployment/scripts/coverage

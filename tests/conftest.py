@@ -34,14 +34,14 @@ TOOLS = {
 """Real programs: the names they go by, and the command that brings them."""
 
 BUDGET_S = {
-    "unit": 90.0,
-    "contracts": 30.0,
+    "unit": 150.0,
+    "contracts": 40.0,
     "golden": 10.0,
-    "integration": 150.0,
-    "multinode": 20.0,
-    "e2e": 60.0,
+    "integration": 430.0,
+    "e2e": 90.0,
 }
-"""Seconds of wall time that the tests of a folder may take in CI (two cores); together six minutes."""
+"""Seconds that the tests of a folder may take in CI, set-up included, summed over the two workers that `make test`
+runs: together twelve minutes, six of wall time. Most of it is waiting for real processes, so two workers halve it."""
 
 _spent_s: dict[str, float] = defaultdict(float)
 
@@ -120,13 +120,9 @@ def kubo_address(ipfs_binary: Path, tmp_path_factory: pytest.TempPathFactory) ->
         loop.close()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Count the time of each phase for the folder of its test."""
-    report = yield
-    folder = item.path.relative_to(ROOT / "tests").parts[0]
-    _spent_s[folder] += report.duration  # type: ignore[attr-defined]
-    return report
+    _spent_s[report.nodeid.split("/")[1]] += report.duration
 
 
 def _over_budget() -> list[str]:
@@ -135,7 +131,8 @@ def _over_budget() -> list[str]:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run in CI whose tests took longer than their folder's budget."""
-    if IN_CI and _over_budget() and exitstatus == pytest.ExitCode.OK:
+    a_worker = hasattr(session.config, "workerinput")  # each sees a part only, the first process sees all
+    if IN_CI and not a_worker and _over_budget() and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
