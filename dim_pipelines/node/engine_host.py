@@ -112,6 +112,10 @@ class EngineConfig:
             "HOME": scratch,
             "TMPDIR": scratch,
             "TORCHINDUCTOR_CACHE_DIR": scratch,
+            # A model allocates its temporaries anew in each call, and glibc would give them to the kernel and fault
+            # them in again each time (mallopt(3)): 9 % of an encoder's time, measured. `give_back` does it in time.
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+            "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         }
         if self.device.startswith("cuda"):
             given["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS repeats its results only with a fixed workspace

@@ -173,9 +173,7 @@ class _Server:
                 case "warm":
                     return self._warm(header), []
                 case "unload":
-                    loaded = self._loaded.pop(header["model"], None)
-                    if loaded:
-                        loaded[0].close()
+                    self._unload(header["model"])
                     return {"ok": True}, []
             raise ProtocolError(f"unknown request {header.get('op')!r}")
         except Exception as error:  # the daemon gets every failure as an answer: this process must go on
@@ -183,11 +181,13 @@ class _Server:
 
     def _load(self, header: Mapping[str, Any]) -> dict[str, Any]:
         from dim_pipelines.domain.model import ModelDescription
+        from dim_pipelines.node.engines.memory import give_back
 
         description = ModelDescription.model_validate(header["description"])
         engine = self._engines.get(description.engine)
         if engine is None:
             raise EngineFailed(f"this node has no engine {description.engine!r}")
+        give_back()
         begun, before = time.monotonic(), engine.resident_bytes()
         if header["model"] not in self._loaded:
             self._loaded[header["model"]] = (engine.load(Path(header["folder"]), description), description, engine)
@@ -196,6 +196,15 @@ class _Server:
             "resident": max(0, engine.resident_bytes() - before),
             "ms": int((time.monotonic() - begun) * 1000),
         }
+
+    def _unload(self, name: str) -> None:
+        from dim_pipelines.node.engines.memory import give_back
+
+        loaded = self._loaded.pop(name, None)
+        if loaded:
+            loaded[0].close()
+        del loaded
+        give_back()
 
     def _warm(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """Run a model once on zeros, to have its memory measured; whether it likes zeros does not matter."""
