@@ -51,9 +51,9 @@ class LoadMeter:
 
 
 def _machine_cpu_s() -> float:
-    fields = [int(word) for word in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:8]]
-    user, nice, system, _idle, _iowait, irq, softirq = fields
-    return (user + nice + system + irq + softirq) / _TICKS_PER_S
+    fields = [int(word) for word in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields  # steal: what other guests of the host took
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
 
 
 def _own_cpu_s() -> float:
