@@ -383,6 +383,8 @@ class Assignment:
             copy = copies[0]
             if len(copies) >= MAX_COPIES or copy.node == node or self._is_claimed(shard):
                 continue
+            if self._avoided(node, shard, now):
+                continue  # it failed here a moment ago: another go only spends the shard's attempts
             if copy.node in silent or (not silent and limit is not None and now - copy.since > limit):
                 claimed.append(shard)
 

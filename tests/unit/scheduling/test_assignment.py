@@ -275,6 +275,21 @@ def test_a_straggler_gets_one_copy_elsewhere_when_the_queue_is_empty() -> None:
     assert assignment.failed("a", 3, 1, BROKEN, 9.0) is None
 
 
+def test_a_node_that_has_failed_a_shard_is_not_its_second_copy() -> None:
+    assignment = Assignment(4, range(4))
+    assignment.join("a")
+    assignment.join("b")
+    tasks = send(assignment, "a", 4)
+    for task in tasks[:3]:
+        assert assignment.computed("a", task.shard, task.attempt, 0.1)
+        assignment.done(task.shard)
+    assignment.failed("a", 3, tasks[3].attempt, BROKEN, 0.1)
+    assert shards(send(assignment, "b", 1, 0.1)) == [3]
+    assert assignment.claim("a", 1, 5.0) == []
+    assert assignment.claim("a", 1, 5.0, {"b"}) == []
+    assert assignment.claim("a", 1, 0.1 + AVOID_S) == [3]
+
+
 def test_no_copies_before_there_is_a_median() -> None:
     assignment = Assignment(1, [0])
     assignment.join("a")
