@@ -13,6 +13,11 @@ The tree says what the caller should do::
     │   ├── ContentNotFound        nobody asked has the block
     │   ├── ContentMismatch        the bytes are not what the CID names
     │   └── ContentUnavailable     the store does not answer, or is full (retryable)
+    ├── DiscoveryError
+    │   ├── NameUnresolved         nobody asked knows a record of the name (retryable)
+    │   ├── RecordExpired          the publisher has to publish again
+    │   ├── RecordForged           the record is malformed, foreign, or not signed by its name's key
+    │   └── RolledBack             an older record or roster than one that was accepted
     ├── NodeError
     │   ├── NodeUnreachable        another node (retryable)
     │   ├── NodeBusy               the same node later, or another (retryable)
@@ -114,6 +119,37 @@ class ContentUnavailable(ContentError):
 
     code = "content_unavailable"
     retryable = True
+
+
+class DiscoveryError(DimError):
+    """A record or a roster cannot be used."""
+
+    code = "discovery"
+
+
+class NameUnresolved(DiscoveryError):
+    """No record of this name can be found."""
+
+    code = "name_unresolved"
+    retryable = True
+
+
+class RecordExpired(DiscoveryError):
+    """The record has expired."""
+
+    code = "record_expired"
+
+
+class RecordForged(DiscoveryError):
+    """The record is not what its name's key signed."""
+
+    code = "record_forged"
+
+
+class RolledBack(DiscoveryError):
+    """A newer one was accepted before."""
+
+    code = "rolled_back"
 
 
 class NodeError(DimError):

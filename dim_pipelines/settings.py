@@ -53,6 +53,16 @@ class Home:
         return self.root / "keys" / "user.key"
 
     @property
+    def keys(self) -> Path:
+        """The folder of all keys; none of them ever leaves the machine."""
+        return self.root / "keys"
+
+    @property
+    def network(self) -> Path:
+        """Membership in a network: which one, its newest roster, the certificates; missing before a network exists."""
+        return self.root / "network"
+
+    @property
     def trusted(self) -> Path:
         """Whom this home trusts."""
         return self.root / "trusted.yaml"
