@@ -58,8 +58,10 @@ nodes = Table(
     Column("reach", String(20), nullable=False),
     Column("relay", String(80)),  # IPNS name of the orchestrator that an attached node hangs on
     Column("healthy_ms", BigInteger),
-    Column("penalty", Float, nullable=False),  # of flapping, at updated_ms
-    Column("change", BigInteger, nullable=False),  # grows with every change of the table
+    Column("penalty", Float, nullable=False),  # of flapping, at penalty_ms
+    Column("penalty_ms", BigInteger, nullable=False),
+    Column("suppressed", Boolean, nullable=False),  # it has flapped so much that it is kept SUSPECT
+    Column("change", BigInteger, nullable=False),  # grows with every change that others should hear of
     Column("updated_ms", BigInteger, nullable=False),
     Index("nodes_by_state", "state"),
     Index("nodes_by_change", "change"),

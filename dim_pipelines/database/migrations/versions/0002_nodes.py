@@ -28,6 +28,8 @@ def upgrade() -> None:
         sa.Column("relay", sa.String(80)),
         sa.Column("healthy_ms", sa.BigInteger),
         sa.Column("penalty", sa.Float, nullable=False),
+        sa.Column("penalty_ms", sa.BigInteger, nullable=False),
+        sa.Column("suppressed", sa.Boolean, nullable=False),
         sa.Column("change", sa.BigInteger, nullable=False),
         sa.Column("updated_ms", sa.BigInteger, nullable=False),
     )
