@@ -23,6 +23,28 @@ def issue_grant(key: Ed25519PrivateKey, grant: Grant) -> SignedGrant:
     return SignedGrant(grant=data, signature=sign(key, GRANT_DOMAIN, Cid.of(DAG_CBOR, data)).encode())
 
 
+def read_grant(data: bytes, now_ms: int) -> tuple[Grant, bytes]:
+    """Check an encoded `SignedGrant`; give the grant and its signer's public key, whom the caller has yet to trust.
+
+    Args:
+        data: what `Open` carried.
+        now_ms: Unix time in milliseconds.
+
+    Raises:
+        Forbidden: malformed, not validly signed, or over.
+    """
+    try:
+        signed = SignedGrant.decode(data)
+        grant = Grant.decode(signed.grant)
+        signature = Signature.decode(signed.signature)
+    except InputError as error:
+        raise Forbidden(f"the grant cannot be read: {error.message}") from error
+    signer = verify(signature, GRANT_DOMAIN, Cid.of(DAG_CBOR, signed.grant))
+    if grant.not_after_ms <= now_ms:
+        raise Forbidden(f"the grant for batch {grant.batch} has ended")
+    return grant, signer
+
+
 def verify_grant(data: bytes, trusted: Container[bytes], now_ms: int) -> Grant:
     """Check an encoded `SignedGrant` and give the grant.
 
@@ -34,18 +56,10 @@ def verify_grant(data: bytes, trusted: Container[bytes], now_ms: int) -> Grant:
     Raises:
         Forbidden: malformed, not validly signed, signed by a stranger, or over.
     """
-    try:
-        signed = SignedGrant.decode(data)
-        grant = Grant.decode(signed.grant)
-        signature = Signature.decode(signed.signature)
-    except InputError as error:
-        raise Forbidden(f"the grant cannot be read: {error.message}") from error
-    signer = verify(signature, GRANT_DOMAIN, Cid.of(DAG_CBOR, signed.grant))
+    grant, signer = read_grant(data, now_ms)
     if signer not in trusted:
         raise Forbidden(
             f"this node does not trust {format_public_key(signer)} to submit batches",
             hint="on the node: dim node start --trust KEY",
         )
-    if grant.not_after_ms <= now_ms:
-        raise Forbidden(f"the grant for batch {grant.batch} has ended")
     return grant

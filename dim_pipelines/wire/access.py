@@ -24,6 +24,8 @@ METHOD_ROLES: Final[Mapping[str, frozenset[Role]]] = {
     "/dim.v1.NodeService/DescribeNode": _EVERY_MEMBER,
     "/dim.v1.NodeService/WarmModel": _DISPATCH,
     "/dim.v1.NodeService/Drain": frozenset({"orchestrator"}),
+    "/dim.v1.NodeService/GetStatus": frozenset({"orchestrator"}),
+    "/dim.v1.NodeService/BenchmarkModel": frozenset({"orchestrator"}),
     "/dim.v1.BlockService/Have": _DISPATCH,
     "/dim.v1.BlockService/Get": _DISPATCH,
     "/dim.v1.BlockService/Put": _DISPATCH,

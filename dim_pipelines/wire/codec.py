@@ -5,6 +5,7 @@ Reading checks what a stranger wrote: a field that no honest peer sends is `Prot
 
 from __future__ import annotations
 
+from dim_pipelines.domain.advertisement import Speed
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.events import RowError, Task, TaskDone, TaskFailed, Usage
 from dim_pipelines.domain.node import Device, NodeDescription
@@ -134,11 +135,25 @@ def description_to_wire(description: NodeDescription) -> node_pb2.NodeDescriptio
         swarm=description.swarm,
         max_input_bytes=description.max_input_bytes,
         draining=description.draining,
+        id=description.id,
+        owner=description.owner,
+        labels=description.labels,
+        models=sorted(description.models),
+        speeds=[speed_to_wire(each) for each in description.speeds],
+        price=description.price,
+        max_sessions=description.max_sessions,
+        paused=description.paused,
+        owners=description.owners,
+        licences=description.licences,
     )
 
 
 def description_from_wire(message: node_pb2.NodeDescription) -> NodeDescription:
-    """Read what a node says of itself."""
+    """Read what a node says of itself.
+
+    Raises:
+        ProtocolError: a model is no CID.
+    """
     return NodeDescription(
         name=message.name,
         key=message.key,
@@ -148,4 +163,40 @@ def description_from_wire(message: node_pb2.NodeDescription) -> NodeDescription:
         swarm=message.swarm,
         max_input_bytes=message.max_input_bytes,
         draining=message.draining,
+        id=message.id,
+        owner=message.owner or "local",
+        labels=dict(message.labels),
+        models=frozenset(cid_from_wire(raw) for raw in message.models),
+        speeds=tuple(speed_from_wire(each) for each in message.speeds),
+        price=message.price,
+        max_sessions=message.max_sessions,
+        paused=message.paused,
+        owners=tuple(message.owners),
+        licences=tuple(message.licences),
+    )
+
+
+def speed_to_wire(speed: Speed) -> node_pb2.Speed:
+    """Write a measured speed."""
+    return node_pb2.Speed(
+        model=speed.model,
+        numerics=speed.numerics,
+        rows_per_1000_s=speed.rows_per_1000_s,
+        spread_per_mille=speed.spread_per_mille,
+        samples=speed.samples,
+    )
+
+
+def speed_from_wire(message: node_pb2.Speed) -> Speed:
+    """Read a measured speed.
+
+    Raises:
+        ProtocolError: its model is no CID.
+    """
+    return Speed(
+        model=cid_from_wire(message.model),
+        numerics=message.numerics,
+        rows_per_1000_s=message.rows_per_1000_s,
+        spread_per_mille=message.spread_per_mille,
+        samples=message.samples,
     )

@@ -533,6 +533,26 @@ class NodeDescription(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -541,17 +561,50 @@ class NodeDescription(_message.Message):
     SWARM_FIELD_NUMBER: _builtins.int
     MAX_INPUT_BYTES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    SPEEDS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    MAX_SESSIONS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
+    LICENCES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     key: _builtins.bytes
     version: _builtins.str
     swarm: _builtins.str
     max_input_bytes: _builtins.int
     draining: _builtins.bool
+    id: _builtins.str
+    """IPNS name of the key in a network; empty before one exists"""
+    owner: _builtins.str
+    price: _builtins.int
+    """per 1,000 rows, in millionths of a credit"""
+    max_sessions: _builtins.int
+    paused: _builtins.bool
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     @_builtins.property
     def numerics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """engine → numerics base class"""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """CIDs on its disk, most recently used first"""
+
+    @_builtins.property
+    def speeds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Speed]: ...
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose batches it takes; empty: everybody's"""
+
+    @_builtins.property
+    def licences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPDX ids of the models it runs; empty: all"""
 
     def __init__(
         self,
@@ -564,14 +617,57 @@ class NodeDescription(_message.Message):
         swarm: _builtins.str = ...,
         max_input_bytes: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.bytes] | None = ...,
+        speeds: _abc.Iterable[Global___Speed] | None = ...,
+        price: _builtins.int = ...,
+        max_sessions: _builtins.int = ...,
+        paused: _builtins.bool = ...,
+        owners: _abc.Iterable[_builtins.str] | None = ...,
+        licences: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "draining", b"draining", "key", b"key", "max_input_bytes", b"max_input_bytes", "name", b"name", "numerics", b"numerics", "swarm", b"swarm", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "draining", b"draining", "id", b"id", "key", b"key", "labels", b"labels", "licences", b"licences", "max_input_bytes", b"max_input_bytes", "max_sessions", b"max_sessions", "models", b"models", "name", b"name", "numerics", b"numerics", "owner", b"owner", "owners", b"owners", "paused", b"paused", "price", b"price", "speeds", b"speeds", "swarm", b"swarm", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeDescription: _TypeAlias = NodeDescription  # noqa: Y015
+
+@_typing.final
+class Speed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    NUMERICS_FIELD_NUMBER: _builtins.int
+    ROWS_PER_1000_S_FIELD_NUMBER: _builtins.int
+    SPREAD_PER_MILLE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    model: _builtins.bytes
+    """CID"""
+    numerics: _builtins.str
+    rows_per_1000_s: _builtins.int
+    spread_per_mille: _builtins.int
+    """half of the 95 % confidence interval, in thousandths of the speed"""
+    samples: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.bytes = ...,
+        numerics: _builtins.str = ...,
+        rows_per_1000_s: _builtins.int = ...,
+        spread_per_mille: _builtins.int = ...,
+        samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "numerics", b"numerics", "rows_per_1000_s", b"rows_per_1000_s", "samples", b"samples", "spread_per_mille", b"spread_per_mille"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Speed: _TypeAlias = Speed  # noqa: Y015
 
 @_typing.final
 class WarmModelRequest(_message.Message):
@@ -668,3 +764,230 @@ class DrainReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
+
+@_typing.final
+class GetStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class Road(_message.Message):
+    """One of the ways by which a node's record travels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LAST_OK_MS_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """names | bus | announce"""
+    last_ok_ms: _builtins.int
+    """Unix time in milliseconds; 0: never"""
+    last_error: _builtins.str
+    failures: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        last_ok_ms: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+        failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "last_error", b"last_error", "last_ok_ms", b"last_ok_ms", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Road: _TypeAlias = Road  # noqa: Y015
+
+@_typing.final
+class NodeStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CertificatesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    CONTROLS_ERROR_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    NETWORK_NAME_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
+    REACH_REASON_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    ATTACHED_TO_FIELD_NUMBER: _builtins.int
+    ROADS_FIELD_NUMBER: _builtins.int
+    ROSTER_VERSION_FIELD_NUMBER: _builtins.int
+    ROSTER_SEEN_MS_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
+    SECURE_FIELD_NUMBER: _builtins.int
+    closed: _builtins.str
+    """why it takes no new sessions; empty: it takes them"""
+    sessions: _builtins.int
+    tasks: _builtins.int
+    """received and not answered"""
+    hours: _builtins.str
+    controls_error: _builtins.str
+    """why the newest controls.yaml is not in force"""
+    network: _builtins.str
+    """id; empty before one exists"""
+    network_name: _builtins.str
+    reach: _builtins.str
+    """direct | attached"""
+    reach_reason: _builtins.str
+    roster_version: _builtins.int
+    roster_seen_ms: _builtins.int
+    """when an orchestrator or the bus last spoke of the roster"""
+    sequence: _builtins.int
+    """of its newest record"""
+    state: _builtins.str
+    """what an orchestrator last said of it"""
+    state_reason: _builtins.str
+    secure: _builtins.str
+    """HOST:PORT of the listener with TLS"""
+    @_builtins.property
+    def description(self) -> Global___NodeDescription: ...
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def attached_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IPNS names of orchestrators"""
+
+    @_builtins.property
+    def roads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Road]: ...
+    @_builtins.property
+    def certificates(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """role → Unix time in milliseconds at which it ends"""
+
+    def __init__(
+        self,
+        *,
+        description: Global___NodeDescription | None = ...,
+        closed: _builtins.str = ...,
+        sessions: _builtins.int = ...,
+        tasks: _builtins.int = ...,
+        hours: _builtins.str = ...,
+        controls_error: _builtins.str = ...,
+        network: _builtins.str = ...,
+        network_name: _builtins.str = ...,
+        reach: _builtins.str = ...,
+        reach_reason: _builtins.str = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        attached_to: _abc.Iterable[_builtins.str] | None = ...,
+        roads: _abc.Iterable[Global___Road] | None = ...,
+        roster_version: _builtins.int = ...,
+        roster_seen_ms: _builtins.int = ...,
+        certificates: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        sequence: _builtins.int = ...,
+        state: _builtins.str = ...,
+        state_reason: _builtins.str = ...,
+        secure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_to", b"attached_to", "certificates", b"certificates", "closed", b"closed", "controls_error", b"controls_error", "description", b"description", "endpoints", b"endpoints", "hours", b"hours", "network", b"network", "network_name", b"network_name", "reach", b"reach", "reach_reason", b"reach_reason", "roads", b"roads", "roster_seen_ms", b"roster_seen_ms", "roster_version", b"roster_version", "secure", b"secure", "sequence", b"sequence", "sessions", b"sessions", "state", b"state", "state_reason", b"state_reason", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class BenchmarkModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    model: _builtins.bytes
+    """CID"""
+    batch_rows: _builtins.int
+    """0: 64, or what the model takes at most"""
+    seconds: _builtins.int
+    """how long to measure on each device; 0: 5"""
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """CIDs; left out for a model that the node holds: it keeps those it was brought with"""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.bytes = ...,
+        signatures: _abc.Iterable[_builtins.bytes] | None = ...,
+        batch_rows: _builtins.int = ...,
+        seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_rows", b"batch_rows", "model", b"model", "seconds", b"seconds", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkModelRequest: _TypeAlias = BenchmarkModelRequest  # noqa: Y015
+
+@_typing.final
+class BenchmarkProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SPEED_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """fetch | verify | load | measure | done"""
+    done: _builtins.int
+    total: _builtins.int
+    @_builtins.property
+    def speed(self) -> Global___Speed:
+        """of all devices together, as far as measured; in measure and done"""
+
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        speed: Global___Speed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["speed", b"speed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "speed", b"speed", "stage", b"stage", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkProgress: _TypeAlias = BenchmarkProgress  # noqa: Y015

@@ -55,6 +55,16 @@ class NodeServiceStub:
                 request_serializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.DrainRequest.SerializeToString,
                 response_deserializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/dim.v1.NodeService/GetStatus',
+                request_serializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.NodeStatus.FromString,
+                _registered_method=True)
+        self.BenchmarkModel = channel.unary_stream(
+                '/dim.v1.NodeService/BenchmarkModel',
+                request_serializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.BenchmarkModelRequest.SerializeToString,
+                response_deserializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.BenchmarkProgress.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -88,6 +98,20 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """How it is: sessions, roads of its record, reach, certificates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BenchmarkModel(self, request, context):
+        """Measures how many rows a second a model computes here, and streams each measurement; the last one is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +134,16 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.DrainRequest.FromString,
                     response_serializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.DrainReply.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.GetStatusRequest.FromString,
+                    response_serializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.NodeStatus.SerializeToString,
+            ),
+            'BenchmarkModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.BenchmarkModel,
+                    request_deserializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.BenchmarkModelRequest.FromString,
+                    response_serializer=dim__pipelines_dot_wire_dot_v1_dot_node__pb2.BenchmarkProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +255,60 @@ class NodeService:
             '/dim.v1.NodeService/Drain',
             dim__pipelines_dot_wire_dot_v1_dot_node__pb2.DrainRequest.SerializeToString,
             dim__pipelines_dot_wire_dot_v1_dot_node__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.NodeService/GetStatus',
+            dim__pipelines_dot_wire_dot_v1_dot_node__pb2.GetStatusRequest.SerializeToString,
+            dim__pipelines_dot_wire_dot_v1_dot_node__pb2.NodeStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BenchmarkModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dim.v1.NodeService/BenchmarkModel',
+            dim__pipelines_dot_wire_dot_v1_dot_node__pb2.BenchmarkModelRequest.SerializeToString,
+            dim__pipelines_dot_wire_dot_v1_dot_node__pb2.BenchmarkProgress.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class NodeServiceStub:
     """Loads a model ahead of its first task and streams what is being done."""
     Drain: _grpc.UnaryUnaryMultiCallable[_node_pb2.DrainRequest, _node_pb2.DrainReply]
     """Takes no new sessions, finishes or hands back running tasks; answers when idle."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetStatusRequest, _node_pb2.NodeStatus]
+    """How it is: sessions, roads of its record, reach, certificates."""
+    BenchmarkModel: _grpc.UnaryStreamMultiCallable[_node_pb2.BenchmarkModelRequest, _node_pb2.BenchmarkProgress]
+    """Measures how many rows a second a model computes here, and streams each measurement; the last one is kept."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -53,6 +57,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Loads a model ahead of its first task and streams what is being done."""
     Drain: _aio.UnaryUnaryMultiCallable[_node_pb2.DrainRequest, _node_pb2.DrainReply]  # type: ignore[assignment]
     """Takes no new sessions, finishes or hands back running tasks; answers when idle."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_node_pb2.GetStatusRequest, _node_pb2.NodeStatus]  # type: ignore[assignment]
+    """How it is: sessions, roads of its record, reach, certificates."""
+    BenchmarkModel: _aio.UnaryStreamMultiCallable[_node_pb2.BenchmarkModelRequest, _node_pb2.BenchmarkProgress]  # type: ignore[assignment]
+    """Measures how many rows a second a model computes here, and streams each measurement; the last one is kept."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """A machine that computes."""
@@ -87,5 +95,21 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.DrainReply, _abc.Awaitable[_node_pb2.DrainReply]]:
         """Takes no new sessions, finishes or hands back running tasks; answers when idle."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _node_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.NodeStatus, _abc.Awaitable[_node_pb2.NodeStatus]]:
+        """How it is: sessions, roads of its record, reach, certificates."""
+
+    @_abc_1.abstractmethod
+    def BenchmarkModel(
+        self,
+        request: _node_pb2.BenchmarkModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_pb2.BenchmarkProgress], _abc.AsyncIterator[_node_pb2.BenchmarkProgress]]:
+        """Measures how many rows a second a model computes here, and streams each measurement; the last one is kept."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
