@@ -43,9 +43,9 @@ types: setup  ## mypy, strict
 protos: setup  ## the code generated from the .proto files
 	@deployment/scripts/protos
 
-tools:  ## the real components that tests and `--ipfs kubo` use: ipfs (Kubo) and Chromium
+tools:  ## the real components that tests and `--ipfs kubo` use: ipfs (Kubo), Chromium, nftables
 	@python=$$(deployment/scripts/find_python) && "$$python" deployment/kubo/fetch.py
-	@deployment/scripts/chromium
+	@deployment/scripts/debian
 
 bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch costs
 	@dim bench dispatch

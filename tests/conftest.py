@@ -30,6 +30,9 @@ TOOLS = {
     "ipfs": (("ipfs",), "make tools"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "apt-get install -y chromium"),
     "go": (("go",), "see https://go.dev/dl"),
+    "ip": (("ip",), "apt-get install -y iproute2"),
+    "nft": (("nft",), "apt-get install -y nftables"),
+    "nsenter": (("nsenter",), "apt-get install -y util-linux"),
 }
 """Real programs: the names they go by, and the command that brings them."""
 
@@ -38,6 +41,7 @@ BUDGET_S = {
     "contracts": 60.0,
     "golden": 10.0,
     "integration": 900.0,
+    "multinode": 180.0,
     "e2e": 150.0,
 }
 """Seconds that the tests of a folder may take in CI, set-up included, summed over the two workers that `make test`
@@ -55,7 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     os.environ["DIM_HOME"] = home
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "yes"
-    os.environ["PATH"] = os.pathsep.join([str(ROOT / ".tools" / "bin"), os.environ.get("PATH", "")])
+    own = [str(ROOT / ".tools" / "bin"), os.environ.get("PATH", ""), "/usr/sbin"]  # Debian keeps nft and ip there
+    os.environ["PATH"] = os.pathsep.join(own)
 
 
 def find_tool(name: str) -> Path | None:
