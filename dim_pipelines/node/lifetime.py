@@ -1,24 +1,16 @@
-"""A daemon's life as others see it: one per home, announced while it serves, ended by signals or by its parent."""
+"""A node daemon's life as others see it: one per home, and what it announces while it serves."""
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import json
-import os
-import shutil
-import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
-from dim_pipelines.errors import ConfigurationError
+from dim_pipelines.wire import lifetime
+from dim_pipelines.wire.lifetime import UNIX_LIMIT, Stop, stopping_by_signal
 
-UNIX_LIMIT: Final = 100
-"""The longest path of a socket, in bytes; unix(7) has room for 107."""
+__all__ = ["UNIX_LIMIT", "NodeAddress", "Stop", "announced", "locked", "socket_in", "stopping_by_signal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,123 +30,26 @@ class NodeAddress:
     metrics: str
 
 
-class Stop:
-    """When to end: set by the first signal, or by the parent's end.
-
-    Attributes:
-        patient: whether running tasks may finish; nobody waits for them once the parent has gone.
-    """
-
-    def __init__(self) -> None:
-        """Begin without a reason to end."""
-        self.patient = True
-        self._event = asyncio.Event()
-        self._starting: asyncio.Task[object] | None = None
-        self._interrupted = False
-
-    async def wait(self) -> None:
-        """Wait for the reason to end."""
-        await self._event.wait()
-
-    def signalled(self) -> None:
-        """Take in a signal; the second one ends the process here."""
-        if self._event.is_set():
-            os._exit(130)  # the second signal: the person wants it gone, and the kernel ends the engines
-        self._end()
-
-    def orphaned(self) -> None:
-        """Take in that the parent has gone."""
-        self.patient = False
-        self._end()
-
-    @contextmanager
-    def starting(self) -> Iterator[None]:
-        """Until `started`, a reason to end cancels the task that is in here, which then leaves it without an error."""
-        task = self._starting = asyncio.current_task()
-        assert task is not None
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._interrupted:
-                raise
-            task.uncancel()
-        finally:
-            self._starting = None
-
-    def started(self) -> None:
-        """Have later reasons waited for by `wait`."""
-        self._starting = None
-
-    def _end(self) -> None:
-        self._event.set()
-        if self._starting:
-            self._interrupted = True
-            self._starting.cancel()
-            self._starting = None
-
-
-@contextmanager
-def stopping_by_signal(parent: int | None) -> Iterator[Stop]:
-    """Give what SIGTERM, SIGINT and the end of the descriptor `parent` set."""
-    loop, stop = asyncio.get_running_loop(), Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.signalled)
-
-    def gone() -> None:
-        assert parent is not None
-        loop.remove_reader(parent)  # nothing is ever written to it: readable means closed
-        stop.orphaned()
-
-    if parent is not None:
-        loop.add_reader(parent, gone)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        if parent is not None:
-            loop.remove_reader(parent)
-
-
 @contextmanager
 def socket_in(folder: Path) -> Iterator[str]:
-    """Give the address of a socket in the folder, or in a short one of its own where the path is too long for one."""
-    path = folder / "node.sock"
-    if len(os.fsencode(path)) <= UNIX_LIMIT:
-        yield f"unix:{path}"
-        return
-    base = tempfile.gettempdir()
-    short = tempfile.mkdtemp(prefix="dim-", dir=base if len(os.fsencode(base)) <= UNIX_LIMIT // 2 else "/tmp")
-    try:
-        yield f"unix:{short}/node.sock"
-    finally:
-        shutil.rmtree(short, ignore_errors=True)
+    """Give the address of the daemon's socket in the folder, or in a short one where the path is too long for one."""
+    with lifetime.socket_in(folder, "node.sock") as address:
+        yield address
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the home for this daemon; the kernel lets go when the process ends, however it ends."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(
-                f"a node daemon runs in {folder.parent} already", hint="give each daemon its own --home"
-            ) from error
+    """Hold the home for this daemon.
+
+    Raises:
+        ConfigurationError: another one runs there.
+    """
+    with lifetime.locked(folder, "node.lock", "a node daemon"):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def announced(path: Path, address: NodeAddress) -> Iterator[None]:
     """Keep the announcement in a file, written whole, while the daemon serves."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(asdict(address)) + "\n", encoding="utf-8")
-    fresh.replace(path)
-    try:
+    with lifetime.announced(path, asdict(address)):
         yield
-    finally:
-        path.unlink(missing_ok=True)
