@@ -34,6 +34,7 @@ METHOD_ROLES: Final[Mapping[str, frozenset[Role]]] = {
     "/dim.v1.OrchestratorService/WatchRoster": _EVERY_MEMBER,
     "/dim.v1.OrchestratorService/ListNodes": _EVERY_MEMBER,
     "/dim.v1.OrchestratorService/WatchNodes": _EVERY_MEMBER,
+    "/dim.v1.OrchestratorService/GetNode": _EVERY_MEMBER,
     "/dim.v1.OrchestratorService/ProbeReach": frozenset({"node", "orchestrator"}),
     "/dim.v1.OrchestratorService/ListPeers": _EVERY_MEMBER,
     "/dim.v1.LinkService/Attach": frozenset({"node"}),

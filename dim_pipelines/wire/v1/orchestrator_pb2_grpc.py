@@ -60,6 +60,11 @@ class OrchestratorServiceStub:
                 request_serializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.WatchNodesRequest.SerializeToString,
                 response_deserializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.NodeState.FromString,
                 _registered_method=True)
+        self.GetNode = channel.unary_unary(
+                '/dim.v1.OrchestratorService/GetNode',
+                request_serializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.GetNodeRequest.SerializeToString,
+                response_deserializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.GetNodeReply.FromString,
+                _registered_method=True)
         self.ProbeReach = channel.unary_unary(
                 '/dim.v1.OrchestratorService/ProbeReach',
                 request_serializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.ProbeReachRequest.SerializeToString,
@@ -111,6 +116,13 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetNode(self, request, context):
+        """What is known here of one node, and why batches were or were not given to it; a node may ask of itself only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ProbeReach(self, request, context):
         """Dials the caller's endpoints and says which of them show the caller's certificate.
         """
@@ -152,6 +164,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.WatchNodes,
                     request_deserializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.WatchNodesRequest.FromString,
                     response_serializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.NodeState.SerializeToString,
+            ),
+            'GetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNode,
+                    request_deserializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.GetNodeRequest.FromString,
+                    response_serializer=dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.GetNodeReply.SerializeToString,
             ),
             'ProbeReach': grpc.unary_unary_rpc_method_handler(
                     servicer.ProbeReach,
@@ -300,6 +317,33 @@ class OrchestratorService:
             '/dim.v1.OrchestratorService/WatchNodes',
             dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.WatchNodesRequest.SerializeToString,
             dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.NodeState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.OrchestratorService/GetNode',
+            dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.GetNodeRequest.SerializeToString,
+            dim__pipelines_dot_wire_dot_v1_dot_orchestrator__pb2.GetNodeReply.FromString,
             options,
             channel_credentials,
             insecure,

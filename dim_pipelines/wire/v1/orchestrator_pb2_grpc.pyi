@@ -44,6 +44,8 @@ class OrchestratorServiceStub:
     ListNodes: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListNodesRequest, _orchestrator_pb2.ListNodesReply]
     WatchNodes: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.WatchNodesRequest, _orchestrator_pb2.NodeState]
     """Sends every node, then every change."""
+    GetNode: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetNodeRequest, _orchestrator_pb2.GetNodeReply]
+    """What is known here of one node, and why batches were or were not given to it; a node may ask of itself only."""
     ProbeReach: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ProbeReachRequest, _orchestrator_pb2.ProbeReachReply]
     """Dials the caller's endpoints and says which of them show the caller's certificate."""
     ListPeers: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListPeersRequest, _orchestrator_pb2.ListPeersReply]
@@ -65,6 +67,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     ListNodes: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListNodesRequest, _orchestrator_pb2.ListNodesReply]  # type: ignore[assignment]
     WatchNodes: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.WatchNodesRequest, _orchestrator_pb2.NodeState]  # type: ignore[assignment]
     """Sends every node, then every change."""
+    GetNode: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetNodeRequest, _orchestrator_pb2.GetNodeReply]  # type: ignore[assignment]
+    """What is known here of one node, and why batches were or were not given to it; a node may ask of itself only."""
     ProbeReach: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ProbeReachRequest, _orchestrator_pb2.ProbeReachReply]  # type: ignore[assignment]
     """Dials the caller's endpoints and says which of them show the caller's certificate."""
     ListPeers: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListPeersRequest, _orchestrator_pb2.ListPeersReply]  # type: ignore[assignment]
@@ -113,6 +117,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.NodeState], _abc.AsyncIterator[_orchestrator_pb2.NodeState]]:
         """Sends every node, then every change."""
+
+    @_abc_1.abstractmethod
+    def GetNode(
+        self,
+        request: _orchestrator_pb2.GetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.GetNodeReply, _abc.Awaitable[_orchestrator_pb2.GetNodeReply]]:
+        """What is known here of one node, and why batches were or were not given to it; a node may ask of itself only."""
 
     @_abc_1.abstractmethod
     def ProbeReach(
