@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(dim_pipelines/wire/v1/orchestrator.proto\x12\x06\x64im.v1\"/\n\x0f\x41nnounceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\x0c\".\n\rAnnounceReply\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xa3\x01\n\x0bJoinRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x0e\n\x06invite\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\x12\r\n\x05label\x18\x06 \x01(\t\x12\x11\n\tissued_ms\x18\x07 \x01(\x04\x12\r\n\x05nonce\x18\x08 \x01(\x0c\x12\x11\n\tsignature\x18\x0f \x01(\x0c\"\xc1\x01\n\tJoinReply\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\r\n\x05pages\x18\x02 \x03(\x0c\x12\x39\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0b\x32#.dim.v1.JoinReply.CertificatesEntry\x12\x11\n\tswarm_key\x18\x04 \x01(\x0c\x12\x12\n\nkubo_peers\x18\x05 \x03(\t\x1a\x33\n\x11\x43\x65rtificatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"5\n\x12WatchRosterRequest\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"-\n\x0cRosterUpdate\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\r\n\x05pages\x18\x02 \x03(\x0c\"\x12\n\x10ListNodesRequest\"2\n\x0eListNodesReply\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.dim.v1.NodeState\"\x13\n\x11WatchNodesRequest\"\x87\x01\n\tNodeState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05reach\x18\x06 \x01(\t\x12\x10\n\x08since_ms\x18\x07 \x01(\x04\x12\x0e\n\x06record\x18\x08 \x01(\x0c\"-\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"H\n\x07Refusal\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x04\"b\n\x0cGetNodeReply\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.dim.v1.NodeState\x12!\n\x08refusals\x18\x02 \x03(\x0b\x32\x0f.dim.v1.Refusal\x12\x0e\n\x06now_ms\x18\x03 \x01(\x04\";\n\x11ProbeReachRequest\x12\x11\n\tendpoints\x18\x01 \x03(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"F\n\x0fProbeReachReply\x12\x11\n\treachable\x18\x01 \x03(\t\x12\x10\n\x08observed\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x12\n\x10ListPeersRequest\"K\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\"-\n\x0eListPeersReply\x12\x1b\n\x05peers\x18\x01 \x03(\x0b\x32\x0c.dim.v1.Peer2\xfb\x03\n\x13OrchestratorService\x12:\n\x08\x41nnounce\x12\x17.dim.v1.AnnounceRequest\x1a\x15.dim.v1.AnnounceReply\x12.\n\x04Join\x12\x13.dim.v1.JoinRequest\x1a\x11.dim.v1.JoinReply\x12\x41\n\x0bWatchRoster\x12\x1a.dim.v1.WatchRosterRequest\x1a\x14.dim.v1.RosterUpdate0\x01\x12=\n\tListNodes\x12\x18.dim.v1.ListNodesRequest\x1a\x16.dim.v1.ListNodesReply\x12<\n\nWatchNodes\x12\x19.dim.v1.WatchNodesRequest\x1a\x11.dim.v1.NodeState0\x01\x12\x37\n\x07GetNode\x12\x16.dim.v1.GetNodeRequest\x1a\x14.dim.v1.GetNodeReply\x12@\n\nProbeReach\x12\x19.dim.v1.ProbeReachRequest\x1a\x17.dim.v1.ProbeReachReply\x12=\n\tListPeers\x12\x18.dim.v1.ListPeersRequest\x1a\x16.dim.v1.ListPeersReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(dim_pipelines/wire/v1/orchestrator.proto\x12\x06\x64im.v1\"/\n\x0f\x41nnounceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\x0c\".\n\rAnnounceReply\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc8\x01\n\x0bJoinRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x0e\n\x06invite\x18\x03 \x01(\t\x12\x0e\n\x06secret\x18\x04 \x01(\x0c\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\x12\r\n\x05label\x18\x06 \x01(\t\x12\x11\n\tissued_ms\x18\x07 \x01(\x04\x12\r\n\x05nonce\x18\x08 \x01(\x0c\x12#\n\x06server\x18\t \x01(\x0b\x32\x13.dim.v1.ServerEntry\x12\x11\n\tsignature\x18\x0f \x01(\x0c\"P\n\x0bServerEntry\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\r\n\x05\x64oors\x18\x02 \x03(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\n\n\x02\x63\x61\x18\x04 \x01(\x0c\"\xc1\x01\n\tJoinReply\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\r\n\x05pages\x18\x02 \x03(\x0c\x12\x39\n\x0c\x63\x65rtificates\x18\x03 \x03(\x0b\x32#.dim.v1.JoinReply.CertificatesEntry\x12\x11\n\tswarm_key\x18\x04 \x01(\x0c\x12\x12\n\nkubo_peers\x18\x05 \x03(\t\x1a\x33\n\x11\x43\x65rtificatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"5\n\x12WatchRosterRequest\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"-\n\x0cRosterUpdate\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\r\n\x05pages\x18\x02 \x03(\x0c\"\x12\n\x10ListNodesRequest\"2\n\x0eListNodesReply\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.dim.v1.NodeState\"\x13\n\x11WatchNodesRequest\"\x87\x01\n\tNodeState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05reach\x18\x06 \x01(\t\x12\x10\n\x08since_ms\x18\x07 \x01(\x04\x12\x0e\n\x06record\x18\x08 \x01(\x0c\"-\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"H\n\x07Refusal\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\x08\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x04\"b\n\x0cGetNodeReply\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.dim.v1.NodeState\x12!\n\x08refusals\x18\x02 \x03(\x0b\x32\x0f.dim.v1.Refusal\x12\x0e\n\x06now_ms\x18\x03 \x01(\x04\";\n\x11ProbeReachRequest\x12\x11\n\tendpoints\x18\x01 \x03(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"F\n\x0fProbeReachReply\x12\x11\n\treachable\x18\x01 \x03(\t\x12\x10\n\x08observed\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x12\n\x10ListPeersRequest\"K\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\"-\n\x0eListPeersReply\x12\x1b\n\x05peers\x18\x01 \x03(\x0b\x32\x0c.dim.v1.Peer2\xfb\x03\n\x13OrchestratorService\x12:\n\x08\x41nnounce\x12\x17.dim.v1.AnnounceRequest\x1a\x15.dim.v1.AnnounceReply\x12.\n\x04Join\x12\x13.dim.v1.JoinRequest\x1a\x11.dim.v1.JoinReply\x12\x41\n\x0bWatchRoster\x12\x1a.dim.v1.WatchRosterRequest\x1a\x14.dim.v1.RosterUpdate0\x01\x12=\n\tListNodes\x12\x18.dim.v1.ListNodesRequest\x1a\x16.dim.v1.ListNodesReply\x12<\n\nWatchNodes\x12\x19.dim.v1.WatchNodesRequest\x1a\x11.dim.v1.NodeState0\x01\x12\x37\n\x07GetNode\x12\x16.dim.v1.GetNodeRequest\x1a\x14.dim.v1.GetNodeReply\x12@\n\nProbeReach\x12\x19.dim.v1.ProbeReachRequest\x1a\x17.dim.v1.ProbeReachReply\x12=\n\tListPeers\x12\x18.dim.v1.ListPeersRequest\x1a\x16.dim.v1.ListPeersReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,39 +38,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANNOUNCEREPLY']._serialized_start=101
   _globals['_ANNOUNCEREPLY']._serialized_end=147
   _globals['_JOINREQUEST']._serialized_start=150
-  _globals['_JOINREQUEST']._serialized_end=313
-  _globals['_JOINREPLY']._serialized_start=316
-  _globals['_JOINREPLY']._serialized_end=509
-  _globals['_JOINREPLY_CERTIFICATESENTRY']._serialized_start=458
-  _globals['_JOINREPLY_CERTIFICATESENTRY']._serialized_end=509
-  _globals['_WATCHROSTERREQUEST']._serialized_start=511
-  _globals['_WATCHROSTERREQUEST']._serialized_end=564
-  _globals['_ROSTERUPDATE']._serialized_start=566
-  _globals['_ROSTERUPDATE']._serialized_end=611
-  _globals['_LISTNODESREQUEST']._serialized_start=613
-  _globals['_LISTNODESREQUEST']._serialized_end=631
-  _globals['_LISTNODESREPLY']._serialized_start=633
-  _globals['_LISTNODESREPLY']._serialized_end=683
-  _globals['_WATCHNODESREQUEST']._serialized_start=685
-  _globals['_WATCHNODESREQUEST']._serialized_end=704
-  _globals['_NODESTATE']._serialized_start=707
-  _globals['_NODESTATE']._serialized_end=842
-  _globals['_GETNODEREQUEST']._serialized_start=844
-  _globals['_GETNODEREQUEST']._serialized_end=889
-  _globals['_REFUSAL']._serialized_start=891
-  _globals['_REFUSAL']._serialized_end=963
-  _globals['_GETNODEREPLY']._serialized_start=965
-  _globals['_GETNODEREPLY']._serialized_end=1063
-  _globals['_PROBEREACHREQUEST']._serialized_start=1065
-  _globals['_PROBEREACHREQUEST']._serialized_end=1124
-  _globals['_PROBEREACHREPLY']._serialized_start=1126
-  _globals['_PROBEREACHREPLY']._serialized_end=1196
-  _globals['_LISTPEERSREQUEST']._serialized_start=1198
-  _globals['_LISTPEERSREQUEST']._serialized_end=1216
-  _globals['_PEER']._serialized_start=1218
-  _globals['_PEER']._serialized_end=1293
-  _globals['_LISTPEERSREPLY']._serialized_start=1295
-  _globals['_LISTPEERSREPLY']._serialized_end=1340
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=1343
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=1850
+  _globals['_JOINREQUEST']._serialized_end=350
+  _globals['_SERVERENTRY']._serialized_start=352
+  _globals['_SERVERENTRY']._serialized_end=432
+  _globals['_JOINREPLY']._serialized_start=435
+  _globals['_JOINREPLY']._serialized_end=628
+  _globals['_JOINREPLY_CERTIFICATESENTRY']._serialized_start=577
+  _globals['_JOINREPLY_CERTIFICATESENTRY']._serialized_end=628
+  _globals['_WATCHROSTERREQUEST']._serialized_start=630
+  _globals['_WATCHROSTERREQUEST']._serialized_end=683
+  _globals['_ROSTERUPDATE']._serialized_start=685
+  _globals['_ROSTERUPDATE']._serialized_end=730
+  _globals['_LISTNODESREQUEST']._serialized_start=732
+  _globals['_LISTNODESREQUEST']._serialized_end=750
+  _globals['_LISTNODESREPLY']._serialized_start=752
+  _globals['_LISTNODESREPLY']._serialized_end=802
+  _globals['_WATCHNODESREQUEST']._serialized_start=804
+  _globals['_WATCHNODESREQUEST']._serialized_end=823
+  _globals['_NODESTATE']._serialized_start=826
+  _globals['_NODESTATE']._serialized_end=961
+  _globals['_GETNODEREQUEST']._serialized_start=963
+  _globals['_GETNODEREQUEST']._serialized_end=1008
+  _globals['_REFUSAL']._serialized_start=1010
+  _globals['_REFUSAL']._serialized_end=1082
+  _globals['_GETNODEREPLY']._serialized_start=1084
+  _globals['_GETNODEREPLY']._serialized_end=1182
+  _globals['_PROBEREACHREQUEST']._serialized_start=1184
+  _globals['_PROBEREACHREQUEST']._serialized_end=1243
+  _globals['_PROBEREACHREPLY']._serialized_start=1245
+  _globals['_PROBEREACHREPLY']._serialized_end=1315
+  _globals['_LISTPEERSREQUEST']._serialized_start=1317
+  _globals['_LISTPEERSREQUEST']._serialized_end=1335
+  _globals['_PEER']._serialized_start=1337
+  _globals['_PEER']._serialized_end=1412
+  _globals['_LISTPEERSREPLY']._serialized_start=1414
+  _globals['_LISTPEERSREPLY']._serialized_end=1459
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=1462
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=1969
 # @@protoc_insertion_point(module_scope)

@@ -77,6 +77,7 @@ class JoinRequest(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     ISSUED_MS_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     key: _builtins.bytes
@@ -93,6 +94,10 @@ class JoinRequest(_message.Message):
     """16 bytes, taken once"""
     signature: _builtins.bytes
     """Ed25519 signature of the member's key over `dim/join/1` NUL and this message without it, deterministically encoded"""
+    @_builtins.property
+    def server(self) -> Global___ServerEntry:
+        """what the roster should say of the caller's server; honoured of orchestrators only"""
+
     def __init__(
         self,
         *,
@@ -104,15 +109,52 @@ class JoinRequest(_message.Message):
         label: _builtins.str = ...,
         issued_ms: _builtins.int = ...,
         nonce: _builtins.bytes = ...,
+        server: Global___ServerEntry | None = ...,
         signature: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["invite", b"invite", "issued_ms", b"issued_ms", "key", b"key", "label", b"label", "network", b"network", "nonce", b"nonce", "public_key", b"public_key", "secret", b"secret", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invite", b"invite", "issued_ms", b"issued_ms", "key", b"key", "label", b"label", "network", b"network", "nonce", b"nonce", "public_key", b"public_key", "secret", b"secret", "server", b"server", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class ServerEntry(_message.Message):
+    """What the roster says of an orchestrator's server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    DOORS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """DER that the server shows"""
+    ca: _builtins.bytes
+    """DER of the CA whose client certificates it issues"""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """HOST:PORT"""
+
+    @_builtins.property
+    def doors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        doors: _abc.Iterable[_builtins.str] | None = ...,
+        certificate: _builtins.bytes = ...,
+        ca: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "ca", b"ca", "certificate", b"certificate", "doors", b"doors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerEntry: _TypeAlias = ServerEntry  # noqa: Y015
 
 @_typing.final
 class JoinReply(_message.Message):
