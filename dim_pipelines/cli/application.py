@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dim_pipelines.cli import batch, bench, demo, gc, model, node, up
+from dim_pipelines.cli import batch, bench, demo, doctor, gc, model, node, up
 from dim_pipelines.cli.console import Exit, Screen, Trouble
 
 _USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__bases__[0]
@@ -54,6 +54,7 @@ app.add_typer(demo.app, name="demo")
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.command("gc")(gc.gc)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 
 
