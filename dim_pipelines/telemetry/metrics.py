@@ -21,6 +21,8 @@ class RpcMetrics:
         requests: RPCs that ended. Labels: service, method, code (gRPC's status name).
         seconds: how long they took. Labels: service, method. Streams count with their whole life.
         open: RPCs under way. Labels: service, method.
+        refusals: RPCs whose caller was not let in. Labels: service, method (both empty for an unknown method),
+            reason (`unauthenticated` | `forbidden`).
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -29,6 +31,9 @@ class RpcMetrics:
         self.requests = Counter("dim_rpc_requests", "RPCs that ended", (*names, "code"), registry=registry)
         self.seconds = Histogram("dim_rpc_seconds", "Time of an RPC", names, buckets=_SECONDS, registry=registry)
         self.open = Gauge("dim_rpc_open", "RPCs under way", names, registry=registry)
+        self.refusals = Counter(
+            "dim_rpc_refusals", "RPCs whose caller was not let in", (*names, "reason"), registry=registry
+        )
 
 
 class NodeMetrics:
@@ -65,6 +70,24 @@ class NodeMetrics:
         )
         self.cache_bytes = Gauge("dim_node_model_cache_bytes", "Bytes of models on the disk", registry=registry)
         self.blocks = Counter("dim_node_blocks", "Blocks served", ("direction",), registry=registry)
+
+
+class LinkMetrics:
+    """What a relay to attached nodes counts.
+
+    Attributes:
+        attached: nodes that are attached.
+        tunnels: tunnels that are asked for or open.
+        bytes: bytes that went through tunnels, counted at their end. Labels: direction (`in` to a node | `out` of it).
+        ended: streams that ended. Labels: method (`Attach` | `Dial` | `Connect`), code (`done`, or that of the error).
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Define the metrics in a registry."""
+        self.attached = Gauge("dim_link_attached_nodes", "Nodes that are attached", registry=registry)
+        self.tunnels = Gauge("dim_link_tunnels", "Tunnels that are asked for or open", registry=registry)
+        self.bytes = Counter("dim_link_bytes", "Bytes that went through tunnels", ("direction",), registry=registry)
+        self.ended = Counter("dim_link_streams_ended", "Streams that ended", ("method", "code"), registry=registry)
 
 
 class MetricsServer:

@@ -49,11 +49,19 @@ METHOD_ROLES: Final[Mapping[str, frozenset[Role]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A caller whose certificate was checked by TLS: its network, its role, and its member's IPNS name."""
+    """A caller whose certificate was checked by TLS.
+
+    Attributes:
+        network: id of its network.
+        role: the one role it comes in.
+        name: IPNS name of its member's key.
+        issuer: key identifier of the CA that issued the certificate; empty where none is meant.
+    """
 
     network: str
     role: Role
     name: str
+    issuer: bytes = b""
 
     def spiffe_id(self) -> str:
         """Write the SPIFFE id of the certificate."""
@@ -79,7 +87,7 @@ class Guard(Protocol):
         """Let a peer in or refuse it.
 
         Raises:
-            Forbidden: another network, no member, not in this role, or revoked.
+            Forbidden: another network, no member, not in this role, revoked, or by a CA that is honoured no more.
         """
         ...
 

@@ -1,24 +1,22 @@
-"""Addresses, and the channels to them: one policy of sizes and keepalive for both ends.
-
-Before networks exist there is no TLS, so an address is loopback or a unix socket, on both ends.
-"""
+"""The channels to servers: one policy of sizes and keepalive for both ends, plaintext on this machine only."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
-from dataclasses import dataclass
 from typing import Final
 
 import grpc
 
 from dim_pipelines.errors import ConfigurationError
+from dim_pipelines.wire.address import Address
+from dim_pipelines.wire.renewal import RenewingChannel
+from dim_pipelines.wire.tls import ClientKeys, PinnedPeer, channel_credentials
+
+__all__ = ["CLIENT_OPTIONS", "KEEPALIVE_MS", "MAX_MESSAGE_BYTES", "SERVER_OPTIONS", "Address", "open_channel"]
 
 MAX_MESSAGE_BYTES: Final = 8 << 20
 """The largest message: 4 MiB of blocks and their names, with room."""
 KEEPALIVE_MS: Final = 10_000
 """How often an idle connection is probed, in milliseconds; both ends allow it."""
-_UNIX_PATH_BYTES: Final = 107  # sun_path of unix(7), less the final NUL
 
 _SHARED: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -45,62 +43,27 @@ SERVER_OPTIONS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens: `unix:PATH`, or a loopback host and a port."""
-
-    path: str = ""
-    host: str = ""
-    port: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read `unix:PATH` or `HOST:PORT`.
-
-        Raises:
-            ConfigurationError: malformed, or neither loopback nor a unix socket.
-        """
-        if text.startswith("unix:"):
-            path = "/" + text.removeprefix("unix:").lstrip("/") if text.startswith("unix:/") else text[5:]
-            if not path or len(os.fsencode(path)) > _UNIX_PATH_BYTES or "\0" in path:
-                raise ConfigurationError(
-                    f"not the path of a unix socket: {path!r}", hint=f"it has 1 to {_UNIX_PATH_BYTES} bytes"
-                )
-            return cls(path=path)
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise ConfigurationError(f"not an address: {text!r}", hint="it looks like unix:PATH or 127.0.0.1:PORT")
-        if not _is_loopback(host):
-            raise ConfigurationError(
-                f"{text} is not loopback: without TLS a node listens on loopback or a unix socket only",
-                hint="TLS comes with networks; until then use 127.0.0.1:PORT or unix:PATH",
-            )
-        return cls(host="127.0.0.1" if host == "localhost" else host, port=int(port))
-
-    def __str__(self) -> str:
-        """Give the text that gRPC and people read."""
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, *, peer: PinnedPeer | None = None, client: ClientKeys | None = None) -> grpc.aio.Channel:
     """Open a channel; it connects when it is first used and again after a loss, with growing pauses.
 
+    A channel whose client certificate is renewed shows the new one with its next RPC; RPCs under way go on.
+
     Args:
-        address: `unix:PATH`, or `HOST:PORT` on loopback.
+        address: `unix:PATH`, or `HOST:PORT`; without `peer` on loopback.
+        peer: the server to expect; TLS is spoken with it, over a unix socket too (a tunnel's end is one).
+        client: the caller's certificate; none at a door. Only with `peer`.
 
     Raises:
-        ConfigurationError: the address is malformed or not local.
+        ConfigurationError: the address is malformed, or not local where there is no `peer`.
     """
-    return grpc.aio.insecure_channel(str(Address.parse(address)), options=list(CLIENT_OPTIONS))
+    where = Address.parse(address, secure=peer is not None)
+    if peer is None:
+        if client is not None:
+            raise ConfigurationError("a client certificate is shown to a known server only")
+        return grpc.aio.insecure_channel(str(where), options=list(CLIENT_OPTIONS))
+    options = [*CLIENT_OPTIONS, ("grpc.ssl_target_name_override", peer.name)]
 
+    def connect(pair: tuple[bytes, bytes] | None) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(str(where), channel_credentials(peer, pair), options=options)
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return connect(None) if client is None else RenewingChannel(client.current, connect)

@@ -1,4 +1,4 @@
-"""The one chain around every RPC of a server: request id, deadline, metrics, error translation.
+"""The one chain around every RPC of a server: identity, role, deadline, request id, metrics, error translation.
 
 A handler raises DimError and nothing else on purpose; what else it raises is a fault, which the client sees
 as INTERNAL with the request's id and the log with its traceback.
@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -20,7 +20,11 @@ import grpc
 from dim_pipelines.errors import DimError
 from dim_pipelines.telemetry.logging import REQUEST_ID
 from dim_pipelines.telemetry.metrics import RpcMetrics
+from dim_pipelines.wire.access import Guard
+from dim_pipelines.wire.callers import Gate, peer_of
 from dim_pipelines.wire.status import REQUEST_KEY, to_status
+
+__all__ = ["UNARY_SECONDS", "ServerChain", "peer_of"]
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +44,24 @@ Handler = Any
 class ServerChain(_Interceptor):
     """Wraps every handler of a server."""
 
-    def __init__(self, metrics: RpcMetrics, unbounded: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        metrics: RpcMetrics,
+        unbounded: frozenset[str] = frozenset(),
+        guard: Guard | None = None,
+        *,
+        door: bool = False,
+    ) -> None:
         """Make the chain.
 
         Args:
             metrics: where to count.
             unbounded: full names (`/package.Service/Method`) of unary methods without a default deadline.
+            guard: decides about callers with TLS; None where the server has no TLS.
+            door: whether callers with TLS show no certificate and get only the methods for anybody.
         """
         self._metrics = metrics
+        self._gate = Gate(metrics, guard, door=door)
         self._unbounded = unbounded
 
     async def intercept_service(
@@ -81,6 +95,7 @@ class ServerChain(_Interceptor):
     def _single(self, inner: Any, method: str, request_id: str) -> Any:
         async def call(request: Any, context: Context) -> Any:
             async with self._around(method, request_id, context):
+                self._gate.admit(context, method)
                 limit = None
                 if context.time_remaining() is None and method not in self._unbounded:
                     limit = UNARY_SECONDS
@@ -90,16 +105,20 @@ class ServerChain(_Interceptor):
         return call
 
     def _streaming(self, inner: Any, method: str, request_id: str) -> Any:
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._around(method, request_id, context):
-                async for answer in inner(request, context):
-                    yield answer
+        generates = inspect.isasyncgenfunction(inner)
 
+        # Never itself a generator: gRPC's task would wait outside of it for a slow reader, and a cut would not be seen.
         async def write(request: Any, context: Context) -> None:
             async with self._around(method, request_id, context):
-                await inner(request, context)
+                with self._gate.watch(self._gate.admit(context, method), method):
+                    if not generates:
+                        await inner(request, context)
+                        return
+                    async with aclosing(inner(request, context)) as answers:
+                        async for answer in answers:
+                            await context.write(answer)
 
-        return stream if inspect.isasyncgenfunction(inner) else write
+        return write
 
     @asynccontextmanager
     async def _around(self, method: str, request_id: str, context: Context) -> AsyncIterator[None]:

@@ -1,4 +1,7 @@
-"""Starting a gRPC server as all of DIM's are: one address, health, reflection, sizes by policy, the one chain."""
+"""Starting a gRPC server as all of DIM's are: health, reflection, sizes by policy, the one chain.
+
+A server listens locally in plaintext (a caller there is the machine's own), with TLS for others, or both.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,55 +20,79 @@ from grpc_reflection.v1alpha import reflection
 
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.telemetry.metrics import RpcMetrics
-from dim_pipelines.wire.channel import SERVER_OPTIONS, Address
+from dim_pipelines.wire.address import Address
+from dim_pipelines.wire.channel import SERVER_OPTIONS
 from dim_pipelines.wire.interceptors import ServerChain
+from dim_pipelines.wire.tls import ServerTls, server_credentials
 
 Register = Callable[[grpc.aio.Server], Sequence[str]]
 """Adds services to a server and gives their full names."""
 
 
-class RpcServer:
-    """A started server."""
+@dataclass(frozen=True, slots=True)
+class SecureListener:
+    """Where a server speaks TLS.
 
-    def __init__(self, server: grpc.aio.Server, address: str, services: Sequence[str]) -> None:
+    Attributes:
+        listen: `HOST:PORT` of this machine, `0.0.0.0` or `[::]` for all of its addresses; port 0 takes a free one.
+        tls: what it shows and whom it lets in.
+        door: whether callers show no certificate and are served nothing but the methods for anybody.
+    """
+
+    listen: str
+    tls: ServerTls
+    door: bool = False
+
+
+class RpcServer:
+    """A started server.
+
+    Attributes:
+        address: where it listens in plaintext; empty when it does not.
+        secure_address: where it speaks TLS; empty when it does not.
+    """
+
+    def __init__(self, server: grpc.aio.Server, services: Sequence[str]) -> None:
         """Use `start`."""
         self._server = server
         self._services = ("", *services)
-        self.address = address
+        self.address = ""
+        self.secure_address = ""
         self.health = HealthServicer()
 
     @classmethod
     async def start(
-        cls, listen: str, register: Register, metrics: RpcMetrics, *, unbounded: frozenset[str] = frozenset()
+        cls,
+        listen: str,
+        register: Register,
+        metrics: RpcMetrics,
+        *,
+        unbounded: frozenset[str] = frozenset(),
+        secure: SecureListener | None = None,
     ) -> RpcServer:
         """Bind, add the services and serve.
 
         Args:
-            listen: `unix:PATH`, or `HOST:PORT` on loopback; port 0 takes a free one.
+            listen: `unix:PATH`, or `HOST:PORT` on loopback; port 0 takes a free one; empty: not in plaintext.
             register: adds the services.
             metrics: where RPCs are counted.
             unbounded: unary methods without a default deadline.
+            secure: where TLS is spoken, if anywhere.
 
         Raises:
-            ConfigurationError: the address is not local, is in use, or cannot be bound.
+            ConfigurationError: an address is not local, is in use, or cannot be bound.
         """
-        address = Address.parse(listen)
-        server = grpc.aio.server(interceptors=[ServerChain(metrics, unbounded)], options=list(SERVER_OPTIONS))
+        chain = ServerChain(metrics, unbounded, secure.tls.guard if secure else None, door=bool(secure and secure.door))
+        server = grpc.aio.server(interceptors=[chain], options=list(SERVER_OPTIONS))
         names = list(register(server))
-        made = cls(server, "", names)
+        made = cls(server, names)
         health_pb2_grpc.add_HealthServicer_to_server(made.health, server)
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        check_free(listen)
-        # The socket is born with the umask's mode: nobody may connect before it could be narrowed.
-        before = os.umask(0o177) if address.path else None
-        try:
-            port = server.add_insecure_port(str(address))
-        except RuntimeError as error:
-            raise ConfigurationError(f"cannot listen on {address}", hint="choose another address") from error
-        finally:
-            if before is not None:
-                os.umask(before)
-        made.address = str(address) if address.path else str(Address(host=address.host, port=port))
+        if listen:
+            made.address = _bind(server, Address.parse(listen), None)
+        if secure:
+            credentials = server_credentials(secure.tls, door=secure.door)
+            made.secure_address = _bind(server, Address.parse(secure.listen, secure=True), credentials)
         await server.start()
         await made.serving(True)
         return made
@@ -82,13 +110,33 @@ class RpcServer:
             _unlink(Path(self.address.removeprefix("unix:")))
 
 
-def check_free(listen: str) -> None:
+def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None) -> str:
+    _check_free(address)
+    # The socket is born with the umask's mode: nobody may connect before it could be narrowed.
+    before = os.umask(0o177) if address.path else None
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), credentials)
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {address}", hint="choose another address") from error
+    finally:
+        if before is not None:
+            os.umask(before)
+    return str(address) if address.path else str(Address(host=address.host, port=port))
+
+
+def check_free(listen: str, *, secure: bool = False) -> None:
     """Check that nobody listens at an address; a socket that was left behind is removed.
 
     Raises:
-        ConfigurationError: it is not local, in use, or cannot be bound.
+        ConfigurationError: it is not local (but for TLS), in use, or cannot be bound.
     """
-    address = Address.parse(listen)
+    _check_free(Address.parse(listen, secure=secure))
+
+
+def _check_free(address: Address) -> None:
     if address.path:
         _free_socket(Path(address.path))
     elif address.port:

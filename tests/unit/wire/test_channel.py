@@ -28,7 +28,7 @@ def test_local_addresses_are_read(text: str, shown: str) -> None:
 def test_other_machines_are_refused_until_there_is_tls(text: str) -> None:
     with pytest.raises(ConfigurationError, match="not loopback") as caught:
         Address.parse(text)
-    assert "TLS comes with networks" in caught.value.hint
+    assert "TLS comes with a network" in caught.value.hint
 
 
 @pytest.mark.parametrize(
