@@ -31,14 +31,23 @@ async def open_store(ipfs: str, home: Home, *, public: bool = False) -> ContentS
         return await EmbeddedContentStore.open(home.store)
     # Imported here: the HTTP client costs 0.1 s of start-up, and most homes are embedded.
     from dim_pipelines.content.kubo import KuboContentStore
+
+    return await KuboContentStore.connect(kubo_address(ipfs, home), public=public)
+
+
+def kubo_address(ipfs: str, home: Home) -> str:
+    """Give the address of the Kubo's RPC that `--ipfs` names, which is not `embedded`.
+
+    Raises:
+        ConfigurationError: it is `kubo`, and no Kubo of this home runs.
+    """
     from dim_pipelines.content.kubo_daemon import running_kubo
 
-    address = ipfs
-    if ipfs == KUBO:
-        running = running_kubo(home.root / KUBO)
-        if running is None:
-            raise ConfigurationError(
-                f"no Kubo runs for {home.root}", hint="start one: dim up --ipfs kubo; or give an address to --ipfs"
-            )
-        address = running
-    return await KuboContentStore.connect(address, public=public)
+    if ipfs != KUBO:
+        return ipfs
+    running = running_kubo(home.root / KUBO)
+    if running is None:
+        raise ConfigurationError(
+            f"no Kubo runs for {home.root}", hint="start one: dim up --ipfs kubo; or give an address to --ipfs"
+        )
+    return running
