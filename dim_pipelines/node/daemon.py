@@ -37,6 +37,7 @@ from dim_pipelines.node.model_cache import ModelCache
 from dim_pipelines.node.plans import PlanReader
 from dim_pipelines.node.runner import Runner
 from dim_pipelines.node.service import NodeParts, NodeServicer
+from dim_pipelines.node.trusting import NodeTrust
 from dim_pipelines.settings import Home
 from dim_pipelines.telemetry.metrics import MetricsServer, NodeMetrics, RpcMetrics
 from dim_pipelines.wire.channel import Address
@@ -150,8 +151,8 @@ async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopp
         publishers = trust.publishers if confined else frozenset({own})
         service = NodeServicer(
             NodeParts(
-                name, store, cache, PlanReader(store, cache, publishers), runners, epochs, trust.submitters, numerics,
-                metrics, lambda: description,
+                name, store, cache, PlanReader(store, cache, publishers), runners, epochs,
+                NodeTrust(trust.submitters), numerics, metrics, lambda: description,
             )
         )  # fmt: skip
 

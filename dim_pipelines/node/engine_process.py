@@ -7,7 +7,6 @@ nor a parent's `sys.path` by itself. It answers one request at a time over an in
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import socket
 import sys
@@ -207,7 +206,7 @@ class _Server:
         give_back()
 
     def _warm(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a model once on zeros, to have its memory measured; whether it likes zeros does not matter."""
+        """Run a model once on zeros, to have its memory and its time measured; `failed` says when it dislikes them."""
         import numpy as np
 
         from dim_pipelines.content.tensors import DTYPES
@@ -220,9 +219,13 @@ class _Server:
             )
             for tensor in description.inputs
         }
-        with contextlib.suppress(EngineFailed):
+        failed, begun = "", time.perf_counter()
+        try:
             model.run(zeros, {})
-        return {"ok": True, "peak": max(0, engine.peak_bytes() - before)}
+        except EngineFailed as error:
+            failed = error.message
+        spent_us = int((time.perf_counter() - begun) * 1e6)
+        return {"ok": True, "peak": max(0, engine.peak_bytes() - before), "us": spent_us, "failed": failed}
 
     def _run(self, header: Mapping[str, Any], payload: memoryview) -> tuple[dict[str, Any], list[bytes]]:
         from dim_pipelines.node.engines.shard_run import run_shard

@@ -8,6 +8,7 @@ in use is never dropped. One daemon owns the folder (it holds the home's lock).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections import defaultdict
@@ -55,6 +56,8 @@ class ModelCache:
         self._budget = budget
         self._sizes: dict[Cid, int] = {}
         self._used: dict[Cid, float] = {}
+        self._vouchers_file = folder.with_name(f"{folder.name}.signatures.json")
+        self._vouchers = _read_vouchers(self._vouchers_file)
         self._users: defaultdict[Cid, int] = defaultdict(int)
         self._checked: set[Cid] = set()
         self._locks: defaultdict[Cid, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -76,6 +79,20 @@ class ModelCache:
     def __contains__(self, cid: Cid) -> bool:
         """Tell whether a model is on the disk."""
         return cid in self._sizes
+
+    def models(self) -> list[Cid]:
+        """List the models on the disk, most recently used first."""
+        return sorted(self._sizes, key=lambda cid: self._used.get(cid, 0.0), reverse=True)
+
+    def vouch(self, cid: Cid, signatures: Sequence[Cid]) -> None:
+        """Remember with which signatures a model was let in, so that the node's owner can measure it later."""
+        if signatures and self._vouchers.get(cid) != tuple(signatures):
+            self._vouchers[cid] = tuple(signatures)
+            self._write_vouchers()
+
+    def vouchers(self, cid: Cid) -> tuple[Cid, ...]:
+        """Give the signatures with which a model on the disk was let in."""
+        return self._vouchers.get(cid, ())
 
     async def acquire(self, cid: Cid, store: ContentStore, progress: Progress | None = None) -> CachedModel:
         """Bring a model to the disk and hold it there; each call wants one `release`.
@@ -144,8 +161,16 @@ class ModelCache:
 
     async def _drop(self, cid: Cid) -> None:
         self._sizes.pop(cid, None)
+        if self._vouchers.pop(cid, None):
+            self._write_vouchers()
         self._checked.discard(cid)
         await asyncio.to_thread(shutil.rmtree, self._folder / str(cid), ignore_errors=True)
+
+    def _write_vouchers(self) -> None:
+        listed = {str(cid): [str(each) for each in signatures] for cid, signatures in self._vouchers.items()}
+        fresh = self._vouchers_file.with_name(f".{self._vouchers_file.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(listed), encoding="utf-8")
+        fresh.replace(self._vouchers_file)
 
 
 async def read_description(store: ContentStore, cid: Cid) -> ModelDescription:
@@ -178,6 +203,15 @@ async def _hashed(path: Path) -> Cid | None:
         return await add_folder(_Discarding(), await asyncio.to_thread(files))
     except InputError:
         return None
+
+
+def _read_vouchers(path: Path) -> dict[Cid, tuple[Cid, ...]]:
+    """Read which signatures let which models in; what cannot be read is asked for again."""
+    try:
+        listed = json.loads(path.read_bytes())
+        return {Cid.parse(cid): tuple(Cid.parse(each) for each in signatures) for cid, signatures in listed.items()}
+    except (OSError, ValueError, TypeError, AttributeError, InputError):
+        return {}
 
 
 def _size_of(path: Path) -> int:

@@ -134,6 +134,20 @@ class Runner:
             answer, _ = await self.host.ask(header, timeout_s=self._timeout_s)
             self.memory.measured(step.key, batch_rows=step.batch_rows, peak=_number(answer.get("peak")))
 
+    async def time_once(self, step: ReadyStep) -> float:
+        """Run a step's model once on zeros, and give the seconds that it took in the engine.
+
+        Raises:
+            EngineFailed: it cannot be loaded, or does not run on zeros.
+        """
+        async with self._engine:
+            await self._load(step)
+            header = {"op": "warm", "model": step.key, "batch_rows": step.batch_rows}
+            answer, _ = await self.host.ask(header, timeout_s=self._timeout_s)
+        if answer.get("failed"):
+            raise EngineFailed(f"the model does not run on zeros: {clean_text(answer['failed'], 300)}")
+        return max(_number(answer.get("us")), 1) / 1e6
+
     async def unload(self, models: Sequence[str]) -> None:
         """Take models off the device; where the caller is cancelled, they go before the next model is loaded."""
         self._unwanted.update(models)

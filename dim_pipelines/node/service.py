@@ -1,7 +1,8 @@
-"""NodeService: opens sessions, describes the node, warms models, drains.
+"""NodeService: opens sessions, describes the node, warms and measures models, drains.
 
-Opening is where a stranger's wishes meet the node's rules, in this order: grant, epoch, plan, signatures,
-engine and numerics, disk, device memory, and only then the model's first byte reaches the engine process.
+Opening is where a stranger's wishes meet the node's rules, in this order: grant, the owner's controls, epoch, plan,
+licence, signatures, engine and numerics, disk, device memory, and only then the model's first byte reaches the engine
+process.
 """
 
 from __future__ import annotations
@@ -10,27 +11,30 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
 from dim_pipelines.content.store import ContentStore
-from dim_pipelines.domain.cid import Cid
+from dim_pipelines.domain.advertisement import Speed
 from dim_pipelines.domain.grant import Grant
 from dim_pipelines.domain.node import NodeDescription
-from dim_pipelines.errors import ContentUnavailable, DimError, NodeBusy, ProtocolError, StaleEpoch
-from dim_pipelines.identity.authority import verify_grant
+from dim_pipelines.errors import ContentUnavailable, DimError, Forbidden, NodeBusy, ProtocolError, StaleEpoch
 from dim_pipelines.node.admission import DoesNotFit
+from dim_pipelines.node.controls import MAX_SESSIONS, Controls
 from dim_pipelines.node.epochs import Epochs
 from dim_pipelines.node.model_cache import ModelCache
 from dim_pipelines.node.plans import PlanReader, ReadyStep
 from dim_pipelines.node.runner import Runner
+from dim_pipelines.node.trusting import NodeTrust
+from dim_pipelines.node.warming import Warmer, reserve
 from dim_pipelines.node.work import KEEP_ALIVE_S, Cut, WorkStream
 from dim_pipelines.telemetry.metrics import NodeMetrics
-from dim_pipelines.wire.codec import cid_from_wire, description_to_wire
+from dim_pipelines.wire.codec import cid_from_wire, description_to_wire, speed_to_wire
 from dim_pipelines.wire.session import NodeSession, OpenRequested
 from dim_pipelines.wire.v1 import node_pb2, node_pb2_grpc
 
@@ -40,13 +44,22 @@ OPEN_TIMEOUT_S: Final = 600.0
 """How long a session may take to open: a model has to be fetched and loaded."""
 FIRST_MESSAGE_S: Final = 10.0
 """How long a stream may be silent before its Open."""
-MAX_SESSIONS: Final = 64
-"""The most sessions at a time."""
 _LAST_IDLE_S: Final = 30.0  # how long a drain without a deadline waits for sessions that were cut or are opening
 _LAST_WORDS_S: Final = 0.5  # how long a drain waits at least until sessions that it cut have said so
 _END: Final = Cut(NodeBusy.code, "the node is shutting down")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Progress = TypeVar("Progress")
+
+
+@dataclass(slots=True)
+class _Session:
+    """What let a session in: asked again when the roster changes."""
+
+    grant: Grant
+    signer: bytes
+    numerics: str
+    token: object = field(default_factory=object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +67,13 @@ class NodeParts:
     """What the service is made of.
 
     Attributes:
-        submitters: public keys whose grants are honoured.
+        trust: whose grants are honoured.
         numerics: engine → numerics base class.
         describe: gives the description, without `draining`.
+        controls: gives the owner's controls as they are now.
+        local_time: gives the node's local time, for its hours.
+        measured: keeps a measured speed.
+        status: gives what the node's other parts know of themselves.
     """
 
     name: str
@@ -65,10 +82,14 @@ class NodeParts:
     plans: PlanReader
     runners: Sequence[Runner]
     epochs: Epochs
-    submitters: Collection[bytes]
+    trust: NodeTrust
     numerics: dict[str, str]
     metrics: NodeMetrics
     describe: Callable[[], NodeDescription]
+    controls: Callable[[], Controls] = Controls
+    local_time: Callable[[], datetime] = datetime.now
+    measured: Callable[[Speed], None] = lambda speed: None
+    status: Callable[[], node_pb2.NodeStatus] = node_pb2.NodeStatus
 
 
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
@@ -77,12 +98,22 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
     def __init__(self, parts: NodeParts) -> None:
         """Serve with these parts."""
         self._parts = parts
-        self._streams: set[WorkStream] = set()
+        self._streams: dict[WorkStream, _Session] = {}
         self._newest: dict[tuple[str, str], tuple[int, object]] = {}
         self._opening = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._warmer = Warmer(parts.store, parts.cache, parts.plans, parts.runners, parts.numerics)
         self.draining = False
+
+    async def GetStatus(self, request: node_pb2.GetStatusRequest, context: Context) -> node_pb2.NodeStatus:
+        """Say how this node is: for its owner, and for `dim doctor`."""
+        message = self._parts.status()
+        message.description.CopyFrom(await self.DescribeNode(node_pb2.DescribeNodeRequest(), context))
+        message.closed = _END.reason if self.draining else self._parts.controls().closed(self._parts.local_time())
+        message.sessions = self.sessions
+        message.tasks = self.tasks
+        return message
 
     async def DescribeNode(self, request: node_pb2.DescribeNodeRequest, context: Context) -> node_pb2.NodeDescription:
         """Say what this node is."""
@@ -120,7 +151,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             self._begin()
             try:
                 async with asyncio.timeout(OPEN_TIMEOUT_S):
-                    grant, numerics, token = await self._open(events[0], steps, runners)
+                    opened = await self._open(events[0], steps, runners)
             except DoesNotFit as error:
                 await send(session.refuse(error.code, error.message, need=error.need, free=error.free))
                 return
@@ -133,21 +164,23 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 return
             finally:
                 alive.cancel()
+            grant = opened.grant
             stream = WorkStream(session, grant, steps, runners, self._parts.store, self._parts.metrics, send)
-            if self._newest.get((grant.network, grant.batch), (0, None))[1] is not token:
+            if self._newest.get((grant.network, grant.batch), (0, None))[1] is not opened.token:
                 await send(session.refuse(StaleEpoch.code, f"a newer run has taken batch {grant.batch}"))
                 return
-            if self.draining:  # it began while the session was opening
-                self._forget(grant, token)
-                await send(session.refuse(_END.code, _END.reason))
+            cut = self._no_longer(opened, steps)
+            if cut:  # since it began to open
+                self._forget(opened)
+                await send(session.refuse(cut.code, cut.reason))
                 return
-            self._streams.add(stream)  # from here on a drain finds it
+            self._streams[stream] = opened  # from here on a drain finds it
             try:
-                await send(session.opened(self._parts.name, numerics))
+                await send(session.opened(self._parts.name, opened.numerics))
                 await stream.run(receive)
             finally:
-                self._streams.discard(stream)
-                self._forget(grant, token)
+                del self._streams[stream]
+                self._forget(opened)
         finally:
             alive.cancel()
             for runner in runners:
@@ -168,15 +201,34 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         def tell(stage: str, done: int, total: int) -> None:
             told.put_nowait(node_pb2.WarmProgress(stage=stage, done=done, total=total))
 
-        warming = asyncio.create_task(self._warm(model, signatures, max(1, request.batch_rows), tell))
-        warming.add_done_callback(lambda task: told.put_nowait(None))
-        try:
-            while (progress := await told.get()) is not None:
-                yield progress
-            await warming
-            yield node_pb2.WarmProgress(stage="done", done=1, total=1)
-        finally:
-            warming.cancel()
+        warming = asyncio.create_task(self._warmer.warm(model, signatures, max(1, request.batch_rows), tell))
+        async for progress in _told(told, warming):
+            yield progress
+        self._parts.metrics.cache_bytes.set(self._parts.cache.bytes)
+        yield node_pb2.WarmProgress(stage="done", done=1, total=1)
+
+    async def BenchmarkModel(
+        self, request: node_pb2.BenchmarkModelRequest, context: Context
+    ) -> AsyncIterator[node_pb2.BenchmarkProgress]:
+        """Measure a model's speed here, tell each measurement, and keep the last one."""
+        model = cid_from_wire(request.model)
+        signatures = [cid_from_wire(raw) for raw in request.signatures]
+        told: asyncio.Queue[node_pb2.BenchmarkProgress | None] = asyncio.Queue()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            told.put_nowait(node_pb2.BenchmarkProgress(stage=stage, done=done, total=total))
+
+        def measured(speed: Speed) -> None:
+            told.put_nowait(node_pb2.BenchmarkProgress(stage="measure", speed=speed_to_wire(speed)))
+
+        measuring = asyncio.create_task(
+            self._warmer.measure(model, signatures, request.batch_rows, request.seconds, tell, measured)
+        )
+        async for progress in _told(told, measuring):
+            yield progress
+        speed = measuring.result()
+        self._parts.measured(speed)
+        yield node_pb2.BenchmarkProgress(stage="done", done=1, total=1, speed=speed_to_wire(speed))
 
     async def Drain(self, request: node_pb2.DrainRequest, context: Context) -> node_pb2.DrainReply:
         """Take no new sessions, hand back what waits, finish what runs; answer when idle."""
@@ -209,88 +261,82 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 await self._idle.wait()
         return max(0, before - handed_back - cut_off), handed_back
 
-    async def _open(
-        self, asked: OpenRequested, steps: list[ReadyStep], runners: list[Runner]
-    ) -> tuple[Grant, str, object]:
+    @property
+    def sessions(self) -> int:
+        """Tell how many sessions are open."""
+        return len(self._streams)
+
+    @property
+    def tasks(self) -> int:
+        """Tell how many tasks are not answered yet."""
+        return sum(stream.open_tasks for stream in self._streams)
+
+    async def hand_back(self, reason: str) -> None:
+        """End all sessions because the node was closed: what waits is handed back, what runs is finished first."""
+        streams = list(self._streams)
+        await asyncio.gather(*(stream.drain(reason) for stream in streams))
+        for stream in streams:
+            stream.end(Cut(NodeBusy.code, reason))
+
+    def check_trust(self) -> None:
+        """Cut the sessions whose signers or publishers are not trusted any more: the roster has changed."""
+        for stream, opened in list(self._streams.items()):
+            cut = self._distrusted(opened, stream.lane.steps)
+            if cut:
+                log.warning("batch %s: cut off: %s", opened.grant.batch, cut.reason)
+                stream.end(cut)
+
+    def _no_longer(self, opened: _Session, steps: Sequence[ReadyStep]) -> Cut | None:
+        """Say why a session that has become ready may not begin after all."""
+        closed = self._parts.controls().closed(self._parts.local_time())
+        if self.draining:
+            return _END
+        return Cut(NodeBusy.code, closed) if closed else self._distrusted(opened, steps)
+
+    def _distrusted(self, opened: _Session, steps: Sequence[ReadyStep]) -> Cut | None:
+        try:
+            self._parts.trust.check(opened.grant, opened.signer)
+        except Forbidden as error:
+            return Cut(error.code, error.message)
+        if not self._parts.plans.still_allowed(steps):
+            return Cut(Forbidden.code, "the publisher of a model of this batch is not trusted any more")
+        return None
+
+    async def _open(self, asked: OpenRequested, steps: list[ReadyStep], runners: list[Runner]) -> _Session:
         """Check an Open and make everything ready; what was taken is in `steps` and `runners` even on failure."""
         parts = self._parts
         if self.draining or self._opening > MAX_SESSIONS:
-            raise NodeBusy("the node is shutting down" if self.draining else f"{MAX_SESSIONS} sessions are open")
+            raise NodeBusy(_END.reason if self.draining else f"{MAX_SESSIONS} sessions are open")
         if asked.version is None:
             raise ProtocolError("no common version of the work protocol", hint="update DIM")
         now_ms = time.time_ns() // 1_000_000
-        grant = verify_grant(asked.grant, parts.submitters, now_ms)
+        grant, signer = parts.trust.open_grant(asked.grant, now_ms)
+        key = (grant.network, grant.batch)
+        # A newer run of a batch takes the place of the older one, so that one does not count.
+        own = sum((each.grant.network, each.grant.batch) == key for each in self._streams.values())
+        parts.controls().admit(grant.owner, self._opening - 1 - own, parts.local_time())
         await asyncio.to_thread(parts.epochs.claim, grant, now_ms)
-        key, token = (grant.network, grant.batch), object()
+        opened = _Session(grant, signer, "")
         if self._newest.get(key, (0, None))[0] > grant.epoch:
             raise StaleEpoch(f"a newer run has taken batch {grant.batch}")
-        self._newest[key] = (grant.epoch, token)
+        self._newest[key] = (grant.epoch, opened.token)
         for stream in list(self._streams):
             if (stream.grant.network, stream.grant.batch) == key:
                 stream.end(Cut(StaleEpoch.code, f"a newer run has taken batch {grant.batch}"))
         try:
-            numerics, ready = await parts.plans.read(asked.plan, parts.numerics)
+            opened.numerics, ready = await parts.plans.read(asked.plan, parts.numerics)
             steps += ready
-            await self._reserve(ready, runners)
+            await reserve(parts.runners, ready, runners)
         except BaseException:
-            self._forget(grant, token)
+            self._forget(opened)
             raise
-        return grant, numerics, token
+        return opened
 
-    def _forget(self, grant: Grant, token: object) -> None:
+    def _forget(self, opened: _Session) -> None:
         """Forget that a session was its batch's newest, unless a newer one has come; the epoch stays on the disk."""
-        if self._newest.get((grant.network, grant.batch), (0, None))[1] is token:
-            del self._newest[grant.network, grant.batch]
-
-    async def _reserve(self, steps: Sequence[ReadyStep], runners: list[Runner]) -> None:
-        """Reserve device memory for the steps wherever they fit, and load them there.
-
-        Raises:
-            DoesNotFit: they fit on no device.
-            EngineFailed: a model cannot be loaded.
-        """
-        refused: DoesNotFit | None = None
-        for runner in self._parts.runners:
-            admitted: list[str] = []
-            try:
-                for step in steps:
-                    evicted = runner.memory.admit(step.key, step.batch_rows, step.model.bytes)
-                    admitted.append(step.key)
-                    await runner.unload(evicted)
-            except BaseException as error:
-                for key in admitted:
-                    runner.memory.release(key)
-                if not isinstance(error, DoesNotFit):
-                    raise
-                refused = error
-                continue
-            runners.append(runner)
-            for step in steps:
-                await runner.prepare(step)
-        if not runners:
-            raise refused or NodeBusy("this node has no device")
-
-    async def _warm(
-        self, model: Cid, signatures: Sequence[Cid], batch_rows: int, tell: Callable[[str, int, int], None]
-    ) -> None:
-        parts = self._parts
-        tell("verify", 0, 1)
-        await parts.plans.allowed(model, signatures)
-        tell("verify", 1, 1)
-        held = await parts.cache.acquire(model, parts.store, tell)
-        step = ReadyStep(held, {}, batch_rows)
-        runners: list[Runner] = []
-        try:
-            tell("load", 0, len(parts.runners))
-            await self._reserve([step], runners)
-            tell("load", len(runners), len(parts.runners))
-            for done, runner in enumerate(runners):
-                tell("warm", done, len(runners))
-                await runner.warm(step)
-        finally:
-            for runner in runners:
-                runner.memory.release(step.key)
-            parts.plans.release([step])
+        key = (opened.grant.network, opened.grant.batch)
+        if self._newest.get(key, (0, None))[1] is opened.token:
+            del self._newest[key]
 
     def _begin(self) -> None:
         self._opening += 1
@@ -300,6 +346,17 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         self._opening -= 1
         if not self._opening:
             self._idle.set()
+
+
+async def _told(told: asyncio.Queue[Progress | None], working: asyncio.Task[Any]) -> AsyncIterator[Progress]:
+    """Give what a task tells until it ends, and raise what it raises; the task ends with the caller."""
+    working.add_done_callback(lambda task: told.put_nowait(None))
+    try:
+        while (progress := await told.get()) is not None:
+            yield progress
+        await working
+    finally:
+        working.cancel()
 
 
 async def _say_alive(session: NodeSession, send: Callable[[node_pb2.NodeMessage], Any]) -> None:

@@ -93,7 +93,7 @@ class WorkStream:
         self._cut_now = asyncio.Event()
         self._room = asyncio.Event()
         self._drained = asyncio.Event()
-        self._draining = False
+        self._draining = ""
 
     async def run(self, receive: Receive) -> None:
         """Serve until the dispatcher ends the stream, falls silent or breaks the protocol, or the node cuts it.
@@ -124,11 +124,11 @@ class WorkStream:
         self.cut = self.cut or cut
         self._cut_now.set()
 
-    async def drain(self) -> int:
+    async def drain(self, reason: str = "the node is shutting down") -> int:
         """Hand back what has not started, wait for what runs, and give the number of tasks handed back."""
-        self._draining = True
+        self._draining = reason
         waiting = [item for item in self.lane.waiting if not item.cancelled]
-        self._give_up(waiting, NodeBusy("the node is shutting down"), handed_back=True)
+        self._give_up(waiting, NodeBusy(reason), handed_back=True)
         while self._items and not self._cut_now.is_set() and self.session.state is State.OPEN:
             self._drained.clear()
             await self._drained.wait()
@@ -161,7 +161,7 @@ class WorkStream:
             else:
                 items.append(item)
         if self._draining:
-            self._give_up(items, NodeBusy("the node is shutting down"), handed_back=True)
+            self._give_up(items, NodeBusy(self._draining), handed_back=True)
             return
         self.lane.waiting.extend(items)
         self._to_fetch.put_nowait(items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +22,14 @@ from dim_pipelines.errors import EngineFailed
 from dim_pipelines.identity.authority import issue_grant
 from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.node.admission import DeviceMemory
+from dim_pipelines.node.controls import Controls
 from dim_pipelines.node.engine_host import EngineHost
 from dim_pipelines.node.epochs import Epochs
 from dim_pipelines.node.model_cache import CachedModel, ModelCache
 from dim_pipelines.node.plans import PlanReader, ReadyStep
 from dim_pipelines.node.runner import Runner
 from dim_pipelines.node.service import NodeParts, NodeServicer
+from dim_pipelines.node.trusting import NodeTrust
 from dim_pipelines.telemetry.metrics import NodeMetrics
 from dim_pipelines.wire.session import DispatcherSession
 from dim_pipelines.wire.v1 import node_pb2
@@ -74,11 +77,15 @@ class Plans:
         self.go = asyncio.Event()
         self.go.set()
         self.reading = asyncio.Event()
+        self.trusted = True
 
     async def read(self, cid: Cid, numerics: dict[str, str]) -> tuple[str, list[ReadyStep]]:
         self.reading.set()
         await self.go.wait()
         return "echo-1", [step(bytes(cid).hex())]
+
+    def still_allowed(self, steps: list[ReadyStep]) -> bool:
+        return self.trusted
 
     def release(self, steps: list[ReadyStep]) -> None: ...
 
@@ -124,13 +131,16 @@ class Node:
         self.plans = Plans()
         self.metrics = NodeMetrics(CollectorRegistry())
         self.memory = DeviceMemory(1000)
+        self.controls = Controls()
+        self.now = datetime(2026, 11, 23, 12)
         self.runner = Runner("cpu", cast(EngineHost, self.host), self.memory, self.metrics)
         self.epochs = Epochs(folder / "epochs.db")
         store = MemoryContentStore()
         self.service = NodeServicer(
             NodeParts(
                 "n", store, ModelCache(folder / "models", 1000), cast(PlanReader, self.plans), [self.runner],
-                self.epochs, [public_bytes(KEY)], {}, self.metrics, lambda: cast(Any, None),
+                self.epochs, NodeTrust([public_bytes(KEY)]), {}, self.metrics, lambda: cast(Any, None),
+                lambda: self.controls, lambda: self.now,
             )
         )  # fmt: skip
         self.working: list[asyncio.Task[None]] = []
