@@ -247,6 +247,18 @@ def read_node_record(raw: bytes, name: str) -> NodeRecord:
     )
 
 
+def digest_of(raw: bytes) -> bytes:
+    """Give `NodeRecord.digest` of a record that was verified before.
+
+    Raises:
+        RecordForged: it is none.
+    """
+    data = entry.read_entry(raw).get(entry.DATA)
+    if not isinstance(data, bytes):
+        raise RecordForged("the record has no signed data (IPNS V2)")
+    return hashlib.sha256(data).digest()
+
+
 def name_of(key: Ed25519PrivateKey) -> str:
     """Give the IPNS name of a key."""
     return ipns_name(public_bytes(key))
