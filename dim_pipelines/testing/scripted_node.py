@@ -53,6 +53,7 @@ class Faults:
         refuse: code and reason with which every session is refused.
         hand_back: shards that are handed back the first time.
         padding: bytes that each output row carries besides, to make outputs of several blocks.
+        gate: tasks wait for it before they begin: what a test must see first does not depend on anybody's speed.
     """
 
     delay_s: float = 0.0
@@ -70,6 +71,7 @@ class Faults:
     refuse: tuple[str, str] | None = None
     hand_back: frozenset[int] = frozenset()
     padding: int = 0
+    gate: asyncio.Event | None = None
 
 
 class _LyingStore(MemoryContentStore):
@@ -92,7 +94,10 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         computed: shards in the order in which they were computed, retries included.
         cancelled: shards whose tasks were cancelled while they ran.
         opened: sessions opened.
+        sessions: work streams that are open now.
+        left: is set when a work stream has ended.
         largest_message: most tasks seen in one message.
+        on_task: is told of each task before it is computed.
     """
 
     def __init__(
@@ -121,8 +126,11 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         self.computed: list[int] = []
         self.cancelled: list[int] = []
         self.opened = 0
+        self.sessions = 0
+        self.left = asyncio.Event()
         self.largest_message = 0
-        self._credit, self._numerics, self._on_task = credit, numerics, on_task
+        self.on_task = on_task
+        self._credit, self._numerics = credit, numerics
         self._tasks = 0
         self._silent = False
         self._dropped = False
@@ -176,6 +184,7 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
 
         running: dict[int, asyncio.Task[None]] = {}
         beating = asyncio.create_task(self._beat(session, send))
+        self.sessions += 1
         try:
             while True:
                 message = await context.read()
@@ -189,6 +198,8 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
             beating.cancel()
             for task in running.values():
                 task.cancel()
+            self.sessions -= 1
+            self.left.set()
 
     async def _on_event(
         self, event: object, session: NodeSession, send: Any, running: dict[int, asyncio.Task[None]], context: Context
@@ -217,8 +228,10 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
 
     async def _answer(self, task: Task, session: NodeSession, send: Any, context: Context) -> None:
         faults, shard = self.faults, task.shard
-        if self._on_task is not None:
-            self._on_task(task)
+        if self.on_task is not None:
+            self.on_task(task)
+        if faults.gate is not None:
+            await faults.gate.wait()
         await asyncio.sleep(faults.slow_s if shard in faults.slow else faults.delay_s)
         self._tasks += 1
         if faults.silent_after is not None and self._tasks > faults.silent_after:

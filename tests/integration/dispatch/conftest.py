@@ -28,6 +28,13 @@ from dim_pipelines.testing.batches import MemoryBatchHead
 from dim_pipelines.testing.scripted_node import Faults, ScriptedNode
 
 
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Wait for what nobody announces."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - it watches what sets no event
+            await asyncio.sleep(0.01)
+
+
 @dataclass
 class Bench:
     """One batch and what it needs."""
@@ -59,6 +66,19 @@ class Bench:
         await node.start()
         self.nodes.append(node)
         return node
+
+    def together(self, *nodes: ScriptedNode) -> None:
+        """Let no task begin before each of these nodes has got one: then each of them computes a share."""
+        gate, without = asyncio.Event(), {node.name for node in nodes}
+
+        def note(name: str) -> None:
+            without.discard(name)
+            if not without:
+                gate.set()
+
+        for node in nodes:
+            node.faults.gate = gate
+            node.on_task = lambda task, name=node.name: note(name)
 
     async def run(self, *nodes: ScriptedNode, head: MemoryBatchHead | None = None) -> Finished:
         pool = NodePool([node.address for node in nodes or self.nodes])
@@ -99,7 +119,8 @@ Make = Callable[..., Awaitable[Bench]]
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
+async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    monkeypatch.setattr("dim_pipelines.dispatch.batch_run.PROGRESS_S", 0.0)  # `reached` sees every shard
     benches: list[Bench] = []
 
     async def build(

@@ -27,6 +27,8 @@ from dim_pipelines.orchestrator.batches import Batches
 from dim_pipelines.settings import Home
 from dim_pipelines.testing.scripted_node import Faults, ScriptedNode
 
+from .conftest import until
+
 WORKER = Path(__file__).with_name("worker.py")
 MODEL = {
     "v": 1,
@@ -116,7 +118,7 @@ async def test_a_killed_run_worker_computes_nothing_twice_that_it_had_kept(tmp_p
             assert await worker.wait() == -9
         kept = await place.kept()
         assert 130 <= len(kept) < 300
-        await asyncio.sleep(0.3)
+        await until(lambda: node.sessions == 0)
         before = len(node.computed)
         node.faults = Faults()
         async with place.worker(node.address) as worker:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
-from dim_pipelines.content.manifest import read_result
+from dim_pipelines.content.manifest import read_dataset, read_result, shards
 from dim_pipelines.content.memory import MemoryContentStore
+from dim_pipelines.content.store import Block, Pin
 from dim_pipelines.dispatch.node_pool import NodePool
+from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.node import NodeDescription
 from dim_pipelines.domain.work import Provenance
 from dim_pipelines.errors import (
@@ -24,7 +26,7 @@ from dim_pipelines.errors import (
 )
 from dim_pipelines.testing.scripted_node import Faults
 
-from .conftest import Make
+from .conftest import Make, until
 
 
 async def test_one_node_computes_a_batch(make: Make) -> None:
@@ -53,12 +55,13 @@ async def test_the_result_depends_on_nothing_that_happens(make: Make) -> None:
     a = await bench.node("a", credit=4)
     first = await bench.run()
     a.faults.delay_s = 0.01
-    await bench.node("b", Faults(delay_s=0.005), credit=4)
-    await bench.node(
+    b = await bench.node("b", Faults(delay_s=0.005), credit=4)
+    c = await bench.node(
         "c",
         Faults(delay_s=0.005, fail_once={3: "engine_failed", 7: "internal"}, hand_back=frozenset({11, 12})),
         credit=4,
     )
+    bench.together(a, b, c)
     bench.head.rows["b1"].head = None
     again = await bench.run()
     assert again.result == first.result
@@ -89,8 +92,8 @@ async def test_large_shards_travel_as_trees(make: Make) -> None:
 async def test_large_outputs_travel_as_trees_and_are_checked(make: Make) -> None:
     bench = await make(rows=32, shard_rows=4)
     liar = Faults(delay_s=0.01, padding=100_000, wrong_bytes=frozenset(range(8)))
-    await bench.node("liar", liar, credit=2)
-    good = await bench.node("good", Faults(delay_s=0.02, padding=100_000), credit=2)
+    false = await bench.node("liar", liar, credit=2)
+    good = await bench.node("good", Faults(delay_s=0.02, padding=100_000, gate=false.left), credit=2)
     finished = await bench.run()
     await bench.check(finished)
     assert finished.nodes == {"good": 8}
@@ -148,7 +151,7 @@ async def test_nodes_of_one_name_are_told_apart(make: Make) -> None:
 async def test_a_node_that_comes_back_under_another_name_is_left_alone(make: Make) -> None:
     bench = await make(rows=60, shard_rows=2)
     node = await bench.node("a", Faults(delay_s=0.02, drop_after=5), credit=2)
-    await bench.node("b", Faults(delay_s=0.05), credit=2)
+    await bench.node("b", Faults(gate=node.left), credit=2)
     running = asyncio.create_task(bench.run())
     await bench.reached(1)
     node.name = "z"
@@ -157,15 +160,33 @@ async def test_a_node_that_comes_back_under_another_name_is_left_alone(make: Mak
     assert finished.nodes["a"] <= 5
 
 
-async def test_what_a_node_holds_is_not_sent_again_and_goes_there(make: Make) -> None:
+async def test_what_a_node_holds_is_not_sent_again_and_is_computed_first(make: Make) -> None:
+    class CountingStore(MemoryContentStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.given: list[Cid] = []
+
+        async def put(self, blocks: Iterable[Block], *, pin: Pin | None = None) -> None:
+            given = list(blocks)
+            self.given += [block.cid for block in given]
+            await super().put(given, pin=pin)
+
     bench = await make(rows=40, shard_rows=2)
-    holder = await bench.node("a", credit=8)
-    first = await bench.run(holder)
+    dataset = await read_dataset(bench.store, bench.ingested.dataset)
+    inputs = [cid async for _, cid, _ in shards(bench.store, dataset)]
+    held = range(10, 15)
+    store = CountingStore()
+    await store.put([Block(inputs[shard], await bench.store.get(inputs[shard])) for shard in held])
+    store.given.clear()
+    tasks: list[int] = []
+    await bench.node("a", store=store, credit=4, on_task=lambda task: tasks.append(task.shard))
+    await bench.check(await bench.run())
+    assert sorted(tasks[:5]) == list(held)
+    assert {cid for cid in store.given if cid in inputs} == {*inputs} - {inputs[shard] for shard in held}
+    store.given.clear()
     bench.head.rows["b1"].head = None
-    await bench.node("b", Faults(delay_s=0.02), credit=8)
-    second = await bench.run()
-    assert second.result == first.result
-    assert second.nodes["a"] > second.nodes.get("b", 0)
+    await bench.run()
+    assert not {*store.given} & {*inputs}
 
 
 async def test_a_common_swarm_copies_nothing(make: Make) -> None:
@@ -185,11 +206,10 @@ async def test_a_common_swarm_copies_nothing(make: Make) -> None:
 async def test_a_node_killed_in_mid_batch_loses_no_row(make: Make) -> None:
     bench = await make(rows=120, shard_rows=2)
     started = asyncio.Event()
-    dying = await bench.node("a", Faults(delay_s=0.02), credit=4, on_task=lambda task: started.set())
-    await bench.node("b", Faults(delay_s=0.02), credit=4)
+    dying = await bench.node("a", Faults(delay_s=600.0), credit=4, on_task=lambda task: started.set())
+    await bench.node("b", Faults(delay_s=0.02, gate=dying.left), credit=4)
     running = asyncio.create_task(bench.run())
     await started.wait()
-    await asyncio.sleep(0.1)
     await dying.kill()
     finished = await running
     await bench.check(finished)
@@ -218,8 +238,8 @@ async def test_wrong_outputs_are_the_nodes_failure_and_computed_elsewhere(make: 
     bench = await make(rows=60, shard_rows=2)
     faults = Faults(delay_s=0.002)
     setattr(faults, kind, frozenset(range(30)))
-    await bench.node("liar", faults, credit=4)
-    await bench.node("good", Faults(delay_s=0.01), credit=4)
+    liar = await bench.node("liar", faults, credit=4)
+    await bench.node("good", Faults(delay_s=0.01, gate=liar.left), credit=4)
     finished = await bench.run()
     await bench.check(finished)
     assert finished.nodes == {"good": 30}
@@ -238,11 +258,10 @@ async def test_no_node_at_all_is_a_clear_end(make: Make) -> None:
     bench = await make(rows=4)
     node = await bench.node("a")
     await node.kill()
-    began = time.monotonic()
     with pytest.raises(NoFeasibleNode) as caught:
-        await bench.run()
+        async with asyncio.timeout(60):
+            await bench.run()
     assert list(caught.value.reasons) == [node.address]
-    assert time.monotonic() - began < 8
 
 
 async def test_the_last_node_dying_is_a_clear_end_and_the_batch_goes_on_later(make: Make) -> None:
@@ -259,10 +278,9 @@ async def test_the_last_node_dying_is_a_clear_end_and_the_batch_goes_on_later(ma
     running = asyncio.create_task(bench.run())
     await enough.wait()
     await dying.kill()
-    began = time.monotonic()
     with pytest.raises(NoFeasibleNode, match="a:"):
-        await running
-    assert time.monotonic() - began < 9
+        async with asyncio.timeout(60):
+            await running
     other = await bench.node("b")
     finished = await bench.run(other)
     await bench.check(finished)
@@ -307,40 +325,34 @@ async def test_a_bad_row_on_one_node_only_is_that_nodes_problem(make: Make) -> N
 
 async def test_a_straggler_gets_a_second_copy_and_is_cancelled(make: Make) -> None:
     bench = await make(rows=60, shard_rows=2)
-    slow = await bench.node("slow", Faults(delay_s=0.01, slow=frozenset(range(30)), slow_s=30.0), credit=1)
-    await bench.node("fast", Faults(delay_s=0.01), credit=4)
-    began = time.monotonic()
+    slow = await bench.node("slow", Faults(delay_s=0.01, slow=frozenset(range(30)), slow_s=600.0), credit=1)
+    fast = await bench.node("fast", Faults(delay_s=0.01), credit=4)
+    bench.together(slow, fast)
     finished = await bench.run()
     await bench.check(finished)
-    assert time.monotonic() - began < 8
     assert finished.nodes == {"fast": 30}
-    assert len(slow.cancelled) == 1
+    assert slow.cancelled
 
 
 async def test_a_silent_node_loses_its_tasks(make: Make) -> None:
     bench = await make(rows=40, shard_rows=2)
     await bench.node("mute", Faults(silent_after=3), credit=4)
     await bench.node("good", Faults(delay_s=0.01), credit=2)
-    began = time.monotonic()
-    finished = await bench.run()
+    async with asyncio.timeout(60):
+        finished = await bench.run()
     await bench.check(finished)
-    assert time.monotonic() - began < 12
 
 
 async def test_cancelling_stops_the_nodes_and_keeps_what_is_done(make: Make) -> None:
     bench = await make(rows=400, shard_rows=2)
-    node = await bench.node("a", Faults(delay_s=0.05), credit=8)
+    node = await bench.node("a", Faults(slow=frozenset(range(40, 200)), slow_s=600.0), credit=8)
     running = asyncio.create_task(bench.run())
     await bench.reached(20)
-    began = time.monotonic()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert time.monotonic() - began < 1.0
-    await asyncio.sleep(0.1)
-    computed = len(node.computed)
-    await asyncio.sleep(0.2)
-    assert len(node.computed) == computed
+    await until(lambda: node.sessions == 0)
+    assert len(node.computed) < 200
     assert bench.head.rows["b1"].result is None
     node.faults = Faults()
     finished = await bench.run()
@@ -350,12 +362,12 @@ async def test_cancelling_stops_the_nodes_and_keeps_what_is_done(make: Make) -> 
 
 async def test_a_newer_run_ends_the_older_one_at_once(make: Make) -> None:
     bench = await make(rows=400, shard_rows=2)
-    await bench.node("a", Faults(delay_s=0.05), credit=4)
+    await bench.node("a", Faults(slow=frozenset(range(40, 200)), slow_s=600.0), credit=4)
     older = asyncio.create_task(bench.run())
     await bench.reached(10)
     bench.head.take_epoch("b1", "another run")
     with pytest.raises(StaleEpoch):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):  # its tasks take ten minutes: it does not end with them
             await older
     assert bench.head.rows["b1"].result is None
 
@@ -379,8 +391,6 @@ async def test_lost_outputs_are_computed_again(make: Make) -> None:
     root = await read_result(bench.store, first.result)
     assert root.shards == 20
     assert isinstance(bench.store, MemoryContentStore)
-    from dim_pipelines.content.manifest import shards
-
     gone = [cid async for index, cid, _ in shards(bench.store, root) if index in (3, 4)]
     for cid in gone:
         del bench.store._blocks[cid]
@@ -431,8 +441,9 @@ async def test_the_only_node_falling_silent_is_a_clear_end(make: Make, monkeypat
 
 async def test_numerics_any_takes_every_class(make: Make) -> None:
     bench = await make(rows=40, shard_rows=2, numerics="any")
-    await bench.node("a", Faults(delay_s=0.01), credit=2, numerics="echo/1")
-    await bench.node("b", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    a = await bench.node("a", Faults(delay_s=0.01), credit=2, numerics="echo/1")
+    b = await bench.node("b", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    bench.together(a, b)
     finished = await bench.run()
     await bench.check(finished)
     assert set(finished.nodes) == {"a", "b"}
@@ -441,8 +452,9 @@ async def test_numerics_any_takes_every_class(make: Make) -> None:
 async def test_a_batch_keeps_to_the_class_of_most_nodes(make: Make) -> None:
     bench = await make(rows=40, shard_rows=2)
     await bench.node("a", Faults(delay_s=0.01), credit=2, numerics="echo/1")
-    await bench.node("b", Faults(delay_s=0.01), credit=2, numerics="echo/2")
-    await bench.node("c", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    b = await bench.node("b", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    c = await bench.node("c", Faults(delay_s=0.01), credit=2, numerics="echo/2")
+    bench.together(b, c)
     finished = await bench.run()
     await bench.check(finished)
     assert set(finished.nodes) == {"b", "c"}

@@ -57,7 +57,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the journal signals nobody
             await asyncio.sleep(0.01)
 
