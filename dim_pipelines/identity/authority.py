@@ -1,7 +1,7 @@
 """Grants: who may use nodes for a batch, signed by a key the node trusts.
 
-Before a network exists the signer is the home's user key, and a node trusts the submitters of its
-`trusted.yaml`.
+A node trusts the submitters of its `trusted.yaml`, and where it has joined a network the orchestrators of the roster,
+for batches of that network.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dim_pipelines.domain.cid import DAG_CBOR, Cid
 from dim_pipelines.domain.grant import Grant, Signature, SignedGrant
+from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import Forbidden, InputError
 from dim_pipelines.identity.keys import format_public_key
+from dim_pipelines.identity.roster import RosterView
 from dim_pipelines.identity.signatures import GRANT_DOMAIN, sign, verify
 
 
@@ -45,21 +47,25 @@ def read_grant(data: bytes, now_ms: int) -> tuple[Grant, bytes]:
     return grant, signer
 
 
-def verify_grant(data: bytes, trusted: Container[bytes], now_ms: int) -> Grant:
+def verify_grant(data: bytes, trusted: Container[bytes], now_ms: int, roster: RosterView | None = None) -> Grant:
     """Check an encoded `SignedGrant` and give the grant.
 
     Args:
         data: what `Open` carried.
         trusted: public keys (32 bytes each) whose grants are honoured.
         now_ms: Unix time in milliseconds.
+        roster: of the network that the node has joined; its orchestrators' grants are honoured for this network.
 
     Raises:
-        Forbidden: malformed, not validly signed, signed by a stranger, or over.
+        Forbidden: malformed, not validly signed, signed by a stranger or by one who may not, or over.
     """
     grant, signer = read_grant(data, now_ms)
     if signer not in trusted:
-        raise Forbidden(
-            f"this node does not trust {format_public_key(signer)} to submit batches",
-            hint="on the node: dim node start --trust KEY",
-        )
+        if roster is None or grant.network != roster.network:
+            raise Forbidden(
+                f"this node does not trust {format_public_key(signer)} to submit batches",
+                hint="on the node: dim node start --trust KEY",
+            )
+        if "orchestrator" not in roster.member(ipns_name(signer)).roles:
+            raise Forbidden(f"{ipns_name(signer)} signs no grants: it is no orchestrator of the network")
     return grant
