@@ -117,8 +117,10 @@ def kubo_address(ipfs_binary: Path, tmp_path_factory: pytest.TempPathFactory) ->
         start = KuboDaemon.start(tmp_path_factory.mktemp("kubo") / "repository", ipfs_binary)
         daemon = asyncio.run_coroutine_threadsafe(start, loop).result(60)
         try:
+            os.environ["DIM_KUBO_SECRET"] = daemon.secret  # for processes that tests start
             yield daemon.address
         finally:
+            del os.environ["DIM_KUBO_SECRET"]
             asyncio.run_coroutine_threadsafe(daemon.stop(), loop).result(30)
     finally:
         loop.call_soon_threadsafe(loop.stop)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, Self, TypeVar
 
+from dim_pipelines.content.kubo_address import find_secret
 from dim_pipelines.content.kubo_calls import KuboCalls
 from dim_pipelines.content.kubo_pins import (
     ALL,
@@ -27,6 +28,7 @@ from dim_pipelines.content.store import COLLECT_GRACE_S, Block, Collected, Pin
 from dim_pipelines.content.verify import check_blocks
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.errors import ConfigurationError, ContentUnavailable
+from dim_pipelines.settings import Home
 
 READ_THREADS: Final = 32
 """Reads at a time: a block of another peer takes 40 ms alone and 1.8 ms each with 32 (measured)."""
@@ -56,19 +58,22 @@ class KuboContentStore:
         self._closed = False
 
     @classmethod
-    async def connect(cls, address: str, *, timeout_s: float = 20.0, public: bool = False) -> Self:
+    async def connect(
+        cls, address: str, *, timeout_s: float = 20.0, public: bool = False, home: Home | None = None
+    ) -> Self:
         """Reach the Kubo whose RPC is at `address`.
 
         Args:
             address: a multiaddr (`/ip4/127.0.0.1/tcp/5001`) or an http URL.
             timeout_s: how long Kubo may look for a block, and how long an answer may pause.
             public: allow adding to a Kubo that is not shown to be private (`kubo_privacy`).
+            home: where to look for the Kubo's secret; `DIM_HOME` when left out.
 
         Raises:
             ConfigurationError: what answers is not a Kubo, or the address is malformed.
             ContentUnavailable: nothing answers.
         """
-        rpc = KuboRpc(address, timeout_s)
+        rpc = KuboRpc(address, timeout_s, find_secret(address, home))
 
         def look() -> tuple[str, bool]:
             calls = KuboCalls(rpc)

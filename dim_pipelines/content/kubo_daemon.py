@@ -1,8 +1,9 @@
 """One private Kubo for one home: configured, started, watched and stopped by the process that holds its lock.
 
-The config is the one that was measured to start without an error and to listen on loopback only: no public
-bootstrap, no AutoConf, no delegated routers, no mDNS, no relays, a swarm key of its own, and a datastore that
-syncs. Other processes of the home find its RPC with `running_kubo` and connect.
+The config (`kubo_config`) was measured to start without an error: no public bootstrap, no AutoConf, no delegated
+routers, no mDNS, no relays, a swarm key of its own, a datastore that syncs, and a secret for its RPC. It keeps its
+ports over restarts, so that peers and processes that know its addresses find it again. Other processes of the home
+find its RPC with `running_kubo` and its secret with `kubo_address.find_secret`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import IO, Final, Self
 
+from dim_pipelines.content.kubo_address import SECRET_FILE, keep_secret, secret_of
+from dim_pipelines.content.kubo_config import ANY_PORT, private_config, read_peers
+from dim_pipelines.content.kubo_http import KuboHttp
+from dim_pipelines.content.kubo_ports import is_free, with_port
 from dim_pipelines.errors import ConfigurationError, ContentUnavailable
 
 START_S: Final = 30.0
@@ -33,6 +38,7 @@ MAX_RESTARTS: Final = 5
 """How often in a row a Kubo that ends by itself within `STEADY_S` is started again."""
 STEADY_S: Final = 30.0
 
+_PORTS_FILE: Final = "dim-ports.json"
 _PR_SET_PDEATHSIG: Final = 1
 _log = logging.getLogger(__name__)
 
@@ -68,7 +74,9 @@ def running_kubo(repository: Path) -> str | None:
 class KuboDaemon:
     """A Kubo process and the lock of its repository. Make one with `start`, end it with `stop`."""
 
-    def __init__(self, repository: Path, binary: Path, lock: IO[str]) -> None:
+    def __init__(
+        self, repository: Path, binary: Path, lock: IO[str], peers: Iterable[str], listen: Sequence[str]
+    ) -> None:
         """Use `start`."""
         self._repository = repository
         self._binary = binary
@@ -76,23 +84,41 @@ class KuboDaemon:
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._address = ""
+        self._peers = list(peers)
+        self._listen = tuple(listen)
+        self._wanted = tuple(listen)
+        self._swarm_addresses: tuple[str, ...] = ()
 
     @classmethod
-    async def start(cls, repository: Path, binary: Path | None = None, *, swarm_key: str | None = None) -> Self:
+    async def start(
+        cls,
+        repository: Path,
+        binary: Path | None = None,
+        *,
+        swarm_key: str | None = None,
+        peers: Iterable[str] = (),
+        listen: str | Sequence[str] = ANY_PORT,
+    ) -> Self:
         """Start the Kubo of `repository`, which is made where it is missing, and wait until it answers.
 
         Args:
             repository: IPFS_PATH; the lock `kubo.lock` lies beside it.
             binary: the `ipfs` program; looked for when left out.
             swarm_key: 64 hex digits; kept when the repository has one, made when left out.
+            peers: multiaddrs with `/p2p/ID` of the Kubos that it keeps connections to.
+            listen: multiaddrs on which the swarm is heard; with port 0 it gets a free one and keeps it from then
+                on. None (`()`): it only dials out.
 
         Raises:
-            ConfigurationError: no binary, another process keeps this Kubo, or it refuses its config.
+            ConfigurationError: no binary, another process keeps this Kubo, an address is wrong, or Kubo refuses
+                its config.
             ContentUnavailable: it does not answer in time.
         """
         program = binary or find_ipfs()
+        known = list(peers)
+        read_peers(known)
         lock = await asyncio.to_thread(_take_lock, repository)
-        daemon = cls(repository, program, lock)
+        daemon = cls(repository, program, lock, known, [listen] if isinstance(listen, str) else listen)
         try:
             await daemon._prepare(swarm_key)
             await daemon._launch()
@@ -106,6 +132,36 @@ class KuboDaemon:
     def address(self) -> str:
         """The multiaddr of the RPC, on loopback."""
         return self._address
+
+    @property
+    def swarm_addresses(self) -> tuple[str, ...]:
+        """Multiaddrs with `/p2p/ID` at which other Kubos of the swarm reach it; empty where it only dials out."""
+        return self._swarm_addresses
+
+    @property
+    def swarm_key(self) -> str:
+        """The 64 hex digits that every Kubo of the swarm shares."""
+        return read_swarm_key(self._repository)
+
+    @property
+    def secret(self) -> str:
+        """What its RPC asks every caller for, as `Authorization: Bearer SECRET`."""
+        return secret_of(self._repository) or ""
+
+    async def add_peers(self, peers: Iterable[str]) -> None:
+        """Keep connections to more Kubos from now on, also after a restart.
+
+        Raises:
+            ConfigurationError: an address is wrong.
+            ContentUnavailable: Kubo does not answer.
+        """
+        fresh = [peer for peer in dict.fromkeys(peers) if peer not in self._peers]
+        read_peers(fresh)
+        self._peers += fresh
+        self._write_config()
+        http = KuboHttp(self._address)
+        for peer in fresh:
+            await http.call("swarm/peering/add", peer, timeout_s=START_S)
 
     @property
     def pid(self) -> int:
@@ -126,6 +182,8 @@ class KuboDaemon:
             except TimeoutError:
                 process.kill()
                 await process.wait()
+        if self._address:
+            keep_secret(self._address, None)
         if not self._lock.closed:
             self._lock.close()
 
@@ -139,11 +197,39 @@ class KuboDaemon:
             text = f"/key/swarm/psk/1.0.0/\n/base16/\n{swarm_key or secrets.token_hex(32)}\n"
             key.touch(mode=0o600)
             key.write_text(text)
-        config = json.loads((repository / "config").read_text())
-        path = repository / "config.partial"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(private_config(config), indent=2))
-        path.replace(repository / "config")
+        secret = repository / SECRET_FILE
+        if not secret.exists():
+            secret.touch(mode=0o600)
+            secret.write_text(secrets.token_urlsafe(32))
+        self._choose_ports()
+        self._write_config()
+
+    def _choose_ports(self) -> None:
+        """Take the ports of the last time, where they are free and the same addresses are asked for."""
+        try:
+            kept = json.loads((self._repository / _PORTS_FILE).read_text())
+            api, wanted, listened = str(kept["api"]), list(kept["wanted"]), [str(each) for each in kept["listen"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if is_free(api):
+            self._address = api
+        if wanted == list(self._wanted) and all(is_free(each) for each in listened):
+            self._listen = tuple(listened)
+
+    def _keep_ports(self) -> None:
+        kept = {"api": self._address, "wanted": list(self._wanted), "listen": list(self._listen)}
+        _write_private(self._repository / _PORTS_FILE, json.dumps(kept))
+
+    def _write_config(self) -> None:
+        path = self._repository / "config"
+        config = private_config(
+            json.loads(path.read_text()),
+            api=self._address or ANY_PORT,
+            listen=self._listen,
+            peers=self._peers,
+            secret=self.secret,
+        )
+        _write_private(path, json.dumps(config, indent=2))
 
     async def _run(self, *arguments: str) -> None:
         process = await asyncio.create_subprocess_exec(
@@ -181,6 +267,20 @@ class KuboDaemon:
                 raise ContentUnavailable(f"Kubo did not answer within {START_S:.0f} s: {self._last_words()}")
             await asyncio.sleep(0.02)
         self._address = api.read_text().strip()
+        keep_secret(self._address, self.secret)
+        await self._look_at_swarm()
+        self._keep_ports()
+
+    async def _look_at_swarm(self) -> None:
+        """Learn the ports that Kubo was given, and the addresses to give to others."""
+        http = KuboHttp(self._address)
+        listening = json.loads(await http.call("swarm/addrs/listen", timeout_s=START_S))
+        listens = listening.get("Strings") or []
+        self._listen = tuple(with_port(each, listens) for each in self._listen)
+        identity = json.loads(await http.call("id", timeout_s=START_S))
+        tail = f"/p2p/{identity['ID']}"
+        found = [each if each.endswith(tail) else each + tail for each in identity.get("Addresses") or []]
+        self._swarm_addresses = tuple(found) if self._listen else ()
 
     def _ready(self) -> bool:
         return b"Daemon is ready" in (self._repository / "daemon.log").read_bytes()
@@ -200,7 +300,7 @@ class KuboDaemon:
                 _log.error("Kubo is not started again: %s", self._last_words())
                 return
             try:
-                _set_api(self._repository / "config", self._address)
+                self._write_config()
                 await self._launch()
             except (ConfigurationError, ContentUnavailable) as error:
                 _log.warning("Kubo could not be started again: %s", error.message)
@@ -214,50 +314,23 @@ class KuboDaemon:
         }
 
 
-def private_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Give the config of a Kubo with DIM's settings put in: private, on loopback, durable."""
-    settings: dict[str, dict[str, Any]] = {
-        "AutoConf": {"Enabled": False},
-        "DNS": {"Resolvers": {}},
-        "Routing": {"Type": "dht", "DelegatedRouters": [], "LoopbackAddressesOnLanDHT": True},
-        "Ipns": {"DelegatedPublishers": []},
-        "Addresses": {"API": "/ip4/127.0.0.1/tcp/0", "Gateway": [], "Swarm": ["/ip4/127.0.0.1/tcp/0"]},
-        "Discovery": {"MDNS": {"Enabled": False}},
-        "AutoTLS": {"Enabled": False},
-        "HTTPRetrieval": {"Enabled": False},
-        "Version": {"SwarmCheckEnabled": False},
-        "Swarm": {
-            "DisableNatPortMap": True,
-            "RelayClient": {"Enabled": False},
-            "RelayService": {"Enabled": False},
-            "Transports": {
-                "Network": {
-                    "QUIC": False,
-                    "Relay": False,
-                    "WebTransport": False,
-                    "WebRTCDirect": False,
-                    "Websocket": False,
-                }
-            },
-        },
-        "Plugins": {"Plugins": {"telemetry": {"Disabled": True}}},
-        "Pubsub": {"Enabled": True},
-    }
-    merged = {**config, "Bootstrap": []}
-    for section, values in settings.items():
-        merged[section] = {**(config.get(section) or {}), **values}
-    for mount in merged["Datastore"]["Spec"]["mounts"]:
-        if mount.get("type") == "flatfs":
-            mount["sync"] = True
-    return merged
+def read_swarm_key(repository: Path) -> str:
+    """Give the 64 hex digits of a repository's swarm key.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    try:
+        digits = (repository / "swarm.key").read_text().split()[-1]
+    except (OSError, IndexError) as error:
+        raise ConfigurationError(f"{repository} has no swarm key") from error
+    return digits
 
 
-def _set_api(path: Path, address: str) -> None:
-    config = json.loads(path.read_text())
-    config["Addresses"]["API"] = address
-    partial = path.with_name("config.partial")
+def _write_private(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
     partial.touch(mode=0o600)
-    partial.write_text(json.dumps(config, indent=2))
+    partial.write_text(text)
     partial.replace(path)
 
 

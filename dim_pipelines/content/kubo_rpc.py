@@ -13,12 +13,12 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import ipfshttpclient
 import ipfshttpclient.exceptions as foreign
 import requests
 
+from dim_pipelines.content.kubo_address import parse_address
 from dim_pipelines.errors import (
     ConfigurationError,
     ContentError,
@@ -35,42 +35,23 @@ _READ_BYTES: Final = 1 << 17
 Json = dict[str, Any]
 
 
-def parse_address(address: str) -> str:
-    """Give the multiaddr of a Kubo's RPC from a multiaddr or an http URL.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    hint = "an address is like /ip4/127.0.0.1/tcp/5001 or http://127.0.0.1:5001"
-    if address.startswith("/"):
-        if address.startswith("/unix/") and address != address.lower():
-            raise ConfigurationError(
-                f"the path of the unix socket has capital letters: {address}",
-                hint="ipfshttpclient finds only lower-case socket paths: move the socket, or use TCP",
-            )
-        return address
-    url = urlsplit(address)
-    try:
-        host, port = url.hostname, url.port
-    except ValueError as error:
-        raise ConfigurationError(f"not the address of a Kubo: {address!r}", hint=hint) from error
-    if url.scheme not in ("http", "https") or not host or url.path not in ("", "/", "/api/v0", "/api/v0/"):
-        raise ConfigurationError(f"not the address of a Kubo: {address!r}", hint=hint)
-    kind = "ip6" if ":" in host else "ip4" if host.replace(".", "").isdigit() else "dns"
-    return f"/{kind}/{host}/tcp/{port or (443 if url.scheme == 'https' else 80)}/{url.scheme}"
-
-
 class KuboRpc:
     """The RPC of one Kubo, from any thread."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, secret: str | None = None) -> None:
         """Take the address of the RPC; nothing is sent yet.
+
+        Args:
+            address: a multiaddr or an http URL.
+            timeout_s: between two bytes of an answer.
+            secret: the bearer secret that the Kubo asks for (`content.kubo_address.find_secret`).
 
         Raises:
             ConfigurationError: the address has no form that is known.
         """
         self.address = address
         self.timeout_s = timeout_s
+        self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self._multiaddr = parse_address(address)
         self._local = threading.local()
         self._clients: list[ipfshttpclient.Client] = []
@@ -190,7 +171,8 @@ class KuboRpc:
             response = getattr(error.original, "response", None)
             if getattr(response, "status_code", None) == 403:
                 return ConfigurationError(
-                    f"the Kubo at {self.address} does not let us in", hint="see API.Authorizations in its config"
+                    f"the Kubo at {self.address} does not let us in",
+                    hint="it asks for a secret: set DIM_KUBO_SECRET (API.Authorizations in its config)",
                 )
         return self.not_a_kubo()
 
@@ -211,7 +193,11 @@ class KuboRpc:
     def _new_client(self) -> ipfshttpclient.Client:
         try:
             client = ipfshttpclient.Client(
-                self._multiaddr, session=True, timeout=(CONNECT_S, self.timeout_s), chunk_size=_READ_BYTES
+                self._multiaddr,
+                session=True,
+                timeout=(CONNECT_S, self.timeout_s),
+                chunk_size=_READ_BYTES,
+                headers=self._headers,
             )
         except (foreign.AddressError, ValueError, TypeError) as error:
             raise ConfigurationError(

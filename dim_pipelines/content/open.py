@@ -32,7 +32,7 @@ async def open_store(ipfs: str, home: Home, *, public: bool = False) -> ContentS
     # Imported here: the HTTP client costs 0.1 s of start-up, and most homes are embedded.
     from dim_pipelines.content.kubo import KuboContentStore
 
-    return await KuboContentStore.connect(kubo_address(ipfs, home), public=public)
+    return await KuboContentStore.connect(kubo_address(ipfs, home), public=public, home=home)
 
 
 def kubo_address(ipfs: str, home: Home) -> str:

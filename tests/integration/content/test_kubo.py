@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from dim_pipelines.content import unixfs
 from dim_pipelines.content.kubo import KuboContentStore
+from dim_pipelines.content.kubo_address import find_secret
 from dim_pipelines.content.kubo_daemon import KuboDaemon
 from dim_pipelines.content.kubo_pins import group_block
 from dim_pipelines.content.memory import MemoryContentStore
@@ -104,7 +105,8 @@ async def test_the_ipfs_command_reads_what_was_stored(
     environment = {**os.environ, "IPFS_PATH": str(tmp_path)}
 
     def ipfs(*arguments: str) -> bytes:
-        command = [ipfs_binary, "--api", store.address, *arguments]
+        secret = find_secret(store.address)
+        command = [ipfs_binary, "--api", store.address, f"--api-auth=bearer:{secret}", *arguments]
         return subprocess.run(command, env=environment, check=True, capture_output=True, timeout=20).stdout
 
     assert ipfs("cat", f"{root}/a/data.bin") == data

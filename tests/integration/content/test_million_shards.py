@@ -51,8 +51,11 @@ async def test_a_million_shards_in_an_embedded_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1500)
-async def test_a_million_shards_in_a_real_kubo(tmp_path: Path, ipfs_binary: Path) -> None:
+async def test_a_million_shards_in_a_real_kubo(
+    tmp_path: Path, ipfs_binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon = await KuboDaemon.start(tmp_path / "repository", ipfs_binary)
+    monkeypatch.setenv("DIM_KUBO_SECRET", daemon.secret)
     try:
         await check_both("kubo", daemon.address, daemon.address, JOURNALLED)
     finally:

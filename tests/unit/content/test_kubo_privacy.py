@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dim_pipelines.content.kubo_daemon import private_config
+from dim_pipelines.content.kubo_config import private_config
 from dim_pipelines.content.kubo_privacy import is_closed
 
 CLOSED: dict[str, Any] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dim_pipelines.content.embedded import EmbeddedContentStore
-from dim_pipelines.content.kubo_rpc import parse_address
+from dim_pipelines.content.kubo_address import parse_address
 from dim_pipelines.content.open import open_store
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.settings import Home
