@@ -60,12 +60,28 @@ def verify_grant(data: bytes, trusted: Container[bytes], now_ms: int, roster: Ro
         Forbidden: malformed, not validly signed, signed by a stranger or by one who may not, or over.
     """
     grant, signer = read_grant(data, now_ms)
-    if signer not in trusted:
-        if roster is None or grant.network != roster.network:
-            raise Forbidden(
-                f"this node does not trust {format_public_key(signer)} to submit batches",
-                hint="on the node: dim node start --trust KEY",
-            )
-        if "orchestrator" not in roster.member(ipns_name(signer)).roles:
-            raise Forbidden(f"{ipns_name(signer)} signs no grants: it is no orchestrator of the network")
+    check_signer(grant, signer, trusted, roster)
     return grant
+
+
+def check_signer(grant: Grant, signer: bytes, trusted: Container[bytes], roster: RosterView | None = None) -> None:
+    """See that the signer of a grant is trusted now; a node asks it again when the roster has changed.
+
+    Args:
+        grant: as `read_grant` gave it.
+        signer: its signer's public key.
+        trusted: public keys whose grants are honoured.
+        roster: of the network that the node has joined; its orchestrators' grants are honoured for this network.
+
+    Raises:
+        Forbidden: signed by a stranger, or by one who may not.
+    """
+    if signer in trusted:
+        return
+    if roster is None or grant.network != roster.network:
+        raise Forbidden(
+            f"this node does not trust {format_public_key(signer)} to submit batches",
+            hint="on the node: dim node start --trust KEY",
+        )
+    if "orchestrator" not in roster.member(ipns_name(signer)).roles:
+        raise Forbidden(f"{ipns_name(signer)} signs no grants: it is no orchestrator of the network")
