@@ -89,20 +89,19 @@ class Gate:
             if shown is None:
                 raise Unauthenticated("the caller showed no certificate")
             who = shown.peer.spiffe_id()
-            self._check(shown, roles, method)
+            self._check(shown, roles, method, self._guard)
         except AccessError as error:
             self.refused(method, who or context.peer() or "", error)
             raise
         return shown.peer
 
-    def _check(self, shown: Shown, roles: frozenset[str] | None, method: str) -> None:
+    def _check(self, shown: Shown, roles: frozenset[str] | None, method: str, guard: Guard) -> None:
         now, peer = self._now_ms(), shown.peer
         if now >= shown.not_after_ms:
             raise Unauthenticated(f"the client certificate ended {_ago(now - shown.not_after_ms)} ago", hint=_CLOCKS)
         if now < shown.not_before_ms:
             raise Unauthenticated(f"the client certificate begins in {_ago(shown.not_before_ms - now)}", hint=_CLOCKS)
-        assert self._guard is not None
-        self._guard.check(peer)
+        guard.check(peer)
         if roles is None:
             raise Forbidden(f"no role may call {method}")
         if peer.role not in roles:
@@ -152,19 +151,11 @@ class Gate:
         except asyncio.CancelledError:
             if not cut or task.uncancel() > 0:
                 raise
-            error = self._why(peer)
+            error = _why(self._guard, peer)
             self.refused(method, peer.spiffe_id(), error)
             raise error from None
         finally:
             waiting.cancel()
-
-    def _why(self, peer: Peer) -> AccessError:
-        try:
-            assert self._guard is not None
-            self._guard.check(peer)
-        except AccessError as error:
-            return error
-        return Forbidden("the caller was let in no more for a moment", hint="try again")
 
 
 _CLOCKS: Final = "renew it: dim node start does so by itself; or a clock is wrong: dim doctor"
@@ -181,6 +172,14 @@ def peer_of(context: Context) -> Peer | None:
     except Unauthenticated:
         return None
     return shown.peer if shown else None
+
+
+def _why(guard: Guard, peer: Peer) -> AccessError:
+    try:
+        guard.check(peer)
+    except AccessError as error:
+        return error
+    return Forbidden("the caller was let in no more for a moment", hint="try again")
 
 
 def _speaks_tls(auth: Any) -> bool:

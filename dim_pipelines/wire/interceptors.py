@@ -90,17 +90,19 @@ class ServerChain(_Interceptor):
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(self._single(inner, method, request_id), **codecs)
+        return make(self._single(inner, method, request_id, handler.request_streaming), **codecs)
 
-    def _single(self, inner: Any, method: str, request_id: str) -> Any:
+    def _single(self, inner: Any, method: str, request_id: str, streams: bool) -> Any:
         async def call(request: Any, context: Context) -> Any:
             async with self._around(method, request_id, context):
-                self._gate.admit(context, method)
+                peer = self._gate.admit(context, method)
                 limit = None
                 if context.time_remaining() is None and method not in self._unbounded:
                     limit = UNARY_SECONDS
-                async with asyncio.timeout(limit):
-                    return await inner(request, context)
+                # A unary RPC is over soon: it is not worth a watch of its own.
+                with self._gate.watch(peer if streams else None, method):
+                    async with asyncio.timeout(limit):
+                        return await inner(request, context)
 
         return call
 
