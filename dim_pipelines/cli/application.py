@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dim_pipelines.cli import batch, bench, demo, doctor, gc, model, node, up
+from dim_pipelines.cli import batch, bench, bench_discovery, demo, doctor, gc, model, node, up
 from dim_pipelines.cli.console import Exit, Screen, Trouble
 
 _USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__bases__[0]
@@ -55,6 +55,7 @@ app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.command("gc")(gc.gc)
 app.command("doctor")(doctor.doctor)
+bench.app.command("discovery")(bench_discovery.discovery)
 app.add_typer(bench.app, name="bench")
 
 

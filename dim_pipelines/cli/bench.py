@@ -45,22 +45,24 @@ _BATCH_ROWS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value beside its goal."""
+    """A measured value beside its goal; `at_most`: less is better."""
 
     name: str
     value: float
     goal: float
+    at_most: bool = False
 
     @property
     def reached(self) -> bool:
         """Whether the goal was reached."""
-        return self.value >= self.goal
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
 
     def line(self) -> str:
         """Say it in a line."""
         shown = f"{self.value:.3f}" if self.value < 10 else f"{self.value:,.0f}"
         goal = f"{self.goal:.2f}" if self.goal < 10 else f"{self.goal:,.0f}"
-        return f"{self.name}: {shown} (goal {goal}: {'reached' if self.reached else 'MISSED'})"
+        side = "at most " if self.at_most else ""
+        return f"{self.name}: {shown} (goal {side}{goal}: {'reached' if self.reached else 'MISSED'})"
 
 
 class _Bench:
@@ -279,10 +281,11 @@ def _explain(result: dict[str, Any], screen: Screen) -> None:
         f"seconds per 1,000 rows {result['raw_cpu_s_per_1k_rows']} and {result['pipeline_cpu_s_per_1k_rows']}: "
         f"{result['ratio_of_processor_time']:.3f}"
     )
-    _warn_if_noisy(result["others"], screen)
+    warn_if_noisy(result["others"], screen)
 
 
-def _warn_if_noisy(others: float, screen: Screen) -> None:
+def warn_if_noisy(others: float, screen: Screen) -> None:
+    """Warn where others used so much of the machine that the figures say little."""
     if others > QUIET:
         screen.warn(f"others used {others:.0%} of the machine meanwhile: the figures are noisy")
 
@@ -318,7 +321,7 @@ def dispatch(
         "rounds": rounds,
         "others": round(others, 3),
     }
-    _warn_if_noisy(others, screen)
+    warn_if_noisy(others, screen)
     screen.result(record, "\n".join(figure.line() for figure in figures))
     return Exit.DONE
 

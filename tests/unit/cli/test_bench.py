@@ -24,6 +24,11 @@ def test_a_figure_says_whether_its_goal_was_reached(value: float, goal: float, l
     assert Figure("x", value, goal).line() == line
 
 
+def test_a_figure_may_be_better_the_less_it_is() -> None:
+    assert Figure("x", 0.5, 1.0, at_most=True).line() == "x: 0.500 (goal at most 1.00: reached)"
+    assert not Figure("x", 1.5, 1.0, at_most=True).reached
+
+
 def test_the_same_rows_go_to_both_sides() -> None:
     rows = token_rows(40)
     assert rows.shape == (40, LENGTH)
