@@ -7,7 +7,6 @@ strangers cannot make it grow; rows are never deleted, so that marks last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -97,6 +96,12 @@ class NodeRow:
         """The last accepted record."""
         return None if self.raw is None else _read_record(self.raw, self.name)
 
+    @property
+    def mark(self) -> Mark | None:
+        """The high-water mark: no record at or below it is accepted again."""
+        record = self.record
+        return None if record is None else Mark(self.sequence, record.digest)
+
     @cached_property
     def description(self) -> NodeDescription:
         """What the scheduler sees; one that offers nothing where no record was accepted."""
@@ -137,7 +142,7 @@ class NodeTable:
                 row = _find(connection, record.name)
                 assert row is not None
             before = _read(row)
-            if before.raw == record.raw:
+            if before.record is not None and before.record.digest == record.digest:
                 return before
             if record.sequence <= before.sequence:
                 raise RolledBack(f"sequence {record.sequence} is not above {before.sequence}, which was accepted")
@@ -162,11 +167,8 @@ class NodeTable:
 
     def mark(self, name: str) -> Mark | None:
         """Give the high-water mark of a name; None where no record of it was ever accepted."""
-        with self._database.read() as connection:
-            row = connection.execute(select(nodes.c.sequence, nodes.c.record).where(nodes.c.name == name)).one_or_none()
-        if row is None or row.record is None:
-            return None
-        return Mark(row.sequence, hashlib.sha256(row.record).digest())
+        row = self.row(name)
+        return None if row is None else row.mark
 
     def see(self, name: str, member: Member, now_ms: int) -> NodeRow:
         """Give the row of an admitted node, made (SEEN) where there is none."""
@@ -216,6 +218,12 @@ class NodeTable:
     def changed_since(self, change: int, limit: int | None = None) -> list[NodeRow]:
         """List the nodes that changed after the change of that number, in the order of their changes."""
         return self._list(select(nodes).where(nodes.c.change > change).order_by(nodes.c.change).limit(limit))
+
+    def ended(self, now_ms: int) -> list[str]:
+        """Give the names of the nodes whose record has ended and that are not GONE yet."""
+        live = nodes.c.state.in_(["VERIFIED", "ELIGIBLE", "SUSPECT"])
+        with self._database.read() as connection:
+            return list(connection.execute(select(nodes.c.name).where(live, nodes.c.expires_ms <= now_ms)).scalars())
 
     def row(self, name: str) -> NodeRow | None:
         """Give a node's row."""
