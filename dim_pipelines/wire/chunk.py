@@ -12,13 +12,13 @@ from typing import Final
 from dim_pipelines.errors import ProtocolError
 from dim_pipelines.wire.v1 import link_pb2
 
-MAX_DATA_BYTES: Final = 64 << 10
+MAX_DATA_BYTES: Final = 256 << 10
 """The most bytes one chunk carries."""
 CLOSED: Final = link_pb2.Chunk(closed=True).SerializeToString()
 """The chunk after which its sender sends no more: it has closed its half."""
 
 _DATA_TAG: Final = link_pb2.Chunk.DATA_FIELD_NUMBER << 3 | 2  # wire type 2: length-delimited
-_LONGEST_HEAD: Final = 4  # the tag, and a varint of up to 64 Ki
+_LONGEST_HEAD: Final = 4  # the tag, and a varint of up to 256 Ki
 
 
 def data_chunk(data: bytes) -> bytes:

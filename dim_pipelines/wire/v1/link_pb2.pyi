@@ -163,7 +163,7 @@ class Chunk(_message.Message):
     node: _builtins.str
     """first of Connect: IPNS name"""
     data: _builtins.bytes
-    """at most 64 KiB"""
+    """at most 256 KiB"""
     closed: _builtins.bool
     """the other end has closed its half"""
     def __init__(
