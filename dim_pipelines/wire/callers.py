@@ -151,11 +151,15 @@ class Gate:
         except asyncio.CancelledError:
             if not cut or task.uncancel() > 0:
                 raise
-            error = _why(self._guard, peer)
-            self.refused(method, peer.spiffe_id(), error)
-            raise error from None
+        else:
+            if not cut:
+                return
+            task.uncancel()  # the handler took the cancellation for its end
         finally:
             waiting.cancel()
+        error = _why(self._guard, peer)
+        self.refused(method, peer.spiffe_id(), error)
+        raise error
 
 
 _CLOCKS: Final = "renew it: dim node start does so by itself; or a clock is wrong: dim doctor"

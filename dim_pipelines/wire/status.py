@@ -61,6 +61,22 @@ _MEANING: Final[Mapping[grpc.StatusCode, type[DimError]]] = {
     grpc.StatusCode.CANCELLED: errors.Cancelled,
 }
 
+_OTHER_SERVER: Final = (
+    "the server shows another certificate than the expected one",
+    "its new record brings the new one",
+)
+_HANDSHAKES: Final[Mapping[str, tuple[str, str]]] = {
+    "CERTIFICATE_VERIFY_FAILED": _OTHER_SERVER,
+    "Hostname Verification Check failed": _OTHER_SERVER,
+    "is not in peer certificate": _OTHER_SERVER,
+    "WRONG_VERSION_NUMBER": ("the server does not speak TLS", ""),
+    "Socket closed": (
+        "the server closed the connection",
+        "it does so when it does not know the caller's certificate, or when that has ended: dim doctor",
+    ),
+}
+"""Part of gRPC's message when it cannot connect → what it means, and the hint."""
+
 
 def _classes(kind: type[DimError]) -> Iterator[type[DimError]]:
     for child in kind.__subclasses__():
@@ -91,11 +107,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DimError:
     metadata = {key: value for key, value in pairs if isinstance(value, str)}
     message = error.details() or error.code().name
     kind = BY_CODE.get(metadata.get(CODE_KEY, ""))
+    hint = unquote(metadata.get(HINT_KEY, ""))
     if kind is None:
         kind = _MEANING.get(error.code(), errors.NodeError)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             message = "the node did not answer in time"
-    return kind(message.splitlines()[0] if message else None, hint=unquote(metadata.get(HINT_KEY, "")) or None)
+        elif error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith("failed to connect"):
+            # A handshake that fails has no status of its own.
+            message, hint = next((told for part, told in _HANDSHAKES.items() if part in message), (message, hint))
+    return kind(message.splitlines()[0] if message else None, hint=hint or None)
 
 
 def from_failure(code: str, message: str, hint: str | None = None) -> DimError:
