@@ -175,8 +175,16 @@ class Stage:
         self.stack.push_async_callback(made.stop)
         return made
 
-    async def node(self, at: Callable[[], Sequence[Orchestrator]] | None = None, **options: Any) -> Node:
-        member = self.member("node")
+    async def node(
+        self,
+        at: Callable[[], Sequence[Orchestrator]] | None = None,
+        *,
+        serves: str = "",
+        member: Member | None = None,
+        **options: Any,
+    ) -> Node:
+        """Start a node; `serves` is where its tunnels end when not at its echo server."""
+        member = member or self.member("node")
         calls: list[str] = []
 
         async def echo(requests: Any, context: Any) -> None:
@@ -209,7 +217,7 @@ class Stage:
             member.name,
             b"boot",
             lambda: doors_to(at() if at else self.orchestrators, member.client),
-            server.secure_address,
+            serves or server.secure_address,
             changed=lambda: changes.append(attachment.attached_to),
             choice=random.Random(1),
             **options,
