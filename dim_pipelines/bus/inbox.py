@@ -37,9 +37,22 @@ class Inbox:
         dropped: why → how many hints were dropped: `carrier_rate`, `invalid`, `repeated`, `sender_rate`, `slow`.
     """
 
-    def __init__(self, network: str, topic: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take the hints of one topic of one network; the clock gives seconds."""
-        self.dropped: Counter[str] = Counter()
+    def __init__(
+        self,
+        network: str,
+        topic: str,
+        clock: Callable[[], float] = time.monotonic,
+        dropped: Counter[str] | None = None,
+    ) -> None:
+        """Make an inbox.
+
+        Args:
+            network: IPNS name of the network's root key.
+            topic: what it takes hints about.
+            clock: gives seconds.
+            dropped: where drops are counted; its own when left out.
+        """
+        self.dropped = Counter[str]() if dropped is None else dropped
         self._network = network
         self._topic = topic
         self._newest: OrderedDict[bytes, int] = OrderedDict()

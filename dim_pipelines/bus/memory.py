@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
@@ -41,7 +42,11 @@ def hub_of(network: str) -> MemoryHub:
 
 
 class MemoryBus:
-    """A bus of one network, on a hub."""
+    """A bus of one network, on a hub.
+
+    Attributes:
+        dropped: why → how many messages all subscriptions dropped, as of `Inbox`.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class MemoryBus:
         self._key = key
         self._hub = hub or hub_of(network)
         self._sequence = Sequence(clock_ms)
+        self.dropped: Counter[str] = Counter()
 
     async def publish(self, topic: str, body: bytes) -> None:
         """See `Bus.publish`."""
@@ -76,7 +82,7 @@ class MemoryBus:
 
     @asynccontextmanager
     async def _subscribed(self, topic: str) -> AsyncIterator[AsyncIterator[Hint]]:
-        entry = (topic, Inbox(self._network, topic))
+        entry = (topic, Inbox(self._network, topic, dropped=self.dropped))
         self._hub.inboxes.add(entry)
         try:
             yield entry[1].hints()
