@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dim_pipelines.cli import batch, bench, bench_discovery, demo, doctor, gc, model, node, up
+from dim_pipelines.cli import batch, bench, bench_discovery, demo, doctor, gc, model, network, node, orchestrator, up
 from dim_pipelines.cli.console import Exit, Screen, Trouble
 
 _USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__bases__[0]
@@ -53,6 +53,8 @@ app.command("up")(up.up)
 app.add_typer(demo.app, name="demo")
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
+app.add_typer(network.app, name="network")
+app.add_typer(orchestrator.app, name="orchestrator")
 app.command("gc")(gc.gc)
 app.command("doctor")(doctor.doctor)
 bench.app.command("discovery")(bench_discovery.discovery)
