@@ -58,6 +58,9 @@ def _lines(home: Home, findings: list[Finding]) -> list[str]:
 
 
 async def _examine(home: Home, ipfs: str) -> list[Finding]:
-    from dim_pipelines.cli import doctor_home
+    from dim_pipelines.cli import doctor_home, doctor_network
+    from dim_pipelines.cli.doctor_node import NodeVisit
 
-    return await ask_all(doctor_home.questions(home))
+    network = doctor_network.questions(home)
+    node = NodeVisit(home, ipfs).questions(member=len(network) > 1)
+    return await ask_all({**doctor_home.questions(home), **node, **network})
