@@ -28,12 +28,14 @@ from dim_pipelines.content.kubo_address import SECRET_FILE, keep_secret, secret_
 from dim_pipelines.content.kubo_config import ANY_PORT, private_config, read_peers
 from dim_pipelines.content.kubo_http import KuboHttp
 from dim_pipelines.content.kubo_ports import is_free, with_port
-from dim_pipelines.errors import ConfigurationError, ContentUnavailable
+from dim_pipelines.errors import ConfigurationError, ContentUnavailable, DimError
 
 START_S: Final = 30.0
 """How long Kubo may take until its RPC answers; 0.1 s is usual, after a kill 1 s."""
 STOP_S: Final = 10.0
 """How long Kubo may take to stop before it is killed."""
+DIAL_S: Final = 15.0
+"""How long one dial to a peer may take."""
 MAX_RESTARTS: Final = 5
 """How often in a row a Kubo that ends by itself within `STEADY_S` is started again."""
 STEADY_S: Final = 30.0
@@ -88,6 +90,7 @@ class KuboDaemon:
         self._listen = tuple(listen)
         self._wanted = tuple(listen)
         self._swarm_addresses: tuple[str, ...] = ()
+        self._dialling: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def start(
@@ -162,6 +165,7 @@ class KuboDaemon:
         http = KuboHttp(self._address)
         for peer in fresh:
             await http.call("swarm/peering/add", peer, timeout_s=START_S)
+        self._dial(fresh)
 
     @property
     def pid(self) -> int:
@@ -173,6 +177,8 @@ class KuboDaemon:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
+        for task in list(self._dialling):
+            task.cancel()
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -270,6 +276,19 @@ class KuboDaemon:
         keep_secret(self._address, self.secret)
         await self._look_at_swarm()
         self._keep_ports()
+        self._dial(self._peers)
+
+    def _dial(self, peers: Iterable[str]) -> None:
+        """Connect to peers now: Kubo's own peering dials for the first time after about ten seconds, then for ever."""
+
+        async def connect(peer: str) -> None:
+            with contextlib.suppress(DimError):
+                await KuboHttp(self._address).call("swarm/connect", peer, timeout_s=DIAL_S)
+
+        for peer in peers:
+            task = asyncio.create_task(connect(peer), name="kubo dials")
+            self._dialling.add(task)
+            task.add_done_callback(self._dialling.discard)
 
     async def _look_at_swarm(self) -> None:
         """Learn the ports that Kubo was given, and the addresses to give to others."""
