@@ -17,12 +17,13 @@ from dim_pipelines.content.models import ModelPackage
 from dim_pipelines.content.shards import decode_shard
 from dim_pipelines.content.store import ContentStore, Pin
 from dim_pipelines.content.unixfs import read_bytes
-from dim_pipelines.dispatch.candidates import NODES_HINT, Described, find_feasible
+from dim_pipelines.dispatch.candidates import NODES_HINT, reasons_against
 from dim_pipelines.dispatch.dispatcher import Dispatcher, ShardGivenUp
 from dim_pipelines.dispatch.head import Batch, BatchHead, Progress, ProgressListener
 from dim_pipelines.dispatch.journal import JournalWriter
-from dim_pipelines.dispatch.node_pool import NodePool
+from dim_pipelines.dispatch.node_pool import NodePool, PoolNode
 from dim_pipelines.dispatch.past import Past
+from dim_pipelines.dispatch.pool_watch import PoolWatch
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
 from dim_pipelines.dispatch.transfer import BlockTransfer
 from dim_pipelines.dispatch.write_ahead import WriteAhead
@@ -36,6 +37,7 @@ from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.patterns.pattern import Planned
 from dim_pipelines.scheduling.assignment import Assignment
 from dim_pipelines.scheduling.feasibility import Need
+from dim_pipelines.scheduling.ranking import Explained, Weights
 from dim_pipelines.wire.status import from_failure
 
 GRANT_S: Final = 24 * 3600.0
@@ -92,6 +94,7 @@ class BatchRun:
         self._listener: ProgressListener | None = None
         self._told = 0.0
         self.schema: pa.Schema | None = None
+        self.considered: tuple[Explained, ...] = ()
         self.computed_rows = 0
 
     @property
@@ -120,13 +123,14 @@ class BatchRun:
         self,
         pool: NodePool,
         need: Need,
-        described: Described,
+        looked: Sequence[PoolNode],
         key: Ed25519PrivateKey,
         listener: ProgressListener | None,
+        weights: Weights,
     ) -> None:
-        """Compute what is missing."""
-        nodes, reasons = find_feasible(pool, described, need, self._store.swarm)
-        if not nodes:
+        """Compute what is missing; nodes of the pool join and leave meanwhile."""
+        if all(reasons_against(node, need) for node in looked):
+            reasons = {node.name: ", ".join(reasons_against(node, need)) for node in looked}
             raise NoFeasibleNode(reasons=reasons, hint=NODES_HINT)
         self._listener = listener
         signatures = [cid for model in self._models for cid in model.signatures]
@@ -142,26 +146,30 @@ class BatchRun:
         self._assignment = Assignment(len(self._inputs), waiting)
         small = self._inputs.cid(0).codec == RAW
         dispatcher = Dispatcher(
-            nodes,
             self._assignment,
             transfer,
-            grant=partial(_grant, self._batch, self._epoch, key),
+            grant=partial(_grant, self._batch, self._epoch, key, pool.network),
             plan=self._planned.plan.cid(),
             numerics=self._numerics,
             task=self._inputs.task,
             on_done=self._shard_done,
-            infeasible=reasons,
             ahead=AHEAD_SHARDS if small else AHEAD_LARGE_SHARDS,
+            patience_s=pool.patience_s,
         )
+        watch = PoolWatch(pool, dispatcher, need, batch=self._batch.id, swarm=self._store.swarm, weights=weights)
+        await watch.begin(looked)
         if listener is not None:
             listener(self.progress())
         journaling = asyncio.create_task(self._journal.run())
-        journaling.add_done_callback(lambda task: _stop_with(dispatcher, task))
+        watching = asyncio.create_task(watch.run())
+        for task in (journaling, watching):
+            task.add_done_callback(lambda task: _stop_with(dispatcher, task))
         try:
             await dispatcher.run()
         except ShardGivenUp as error:
             raise await self._explained(error) from error
         finally:
+            watching.cancel()
             self._journal.close()
             # what is finished stays usable: in a segment where there is time for one, else in the write-ahead file
             ended, _ = await asyncio.wait({journaling}, timeout=_PARTING_S if _is_ending() else None)
@@ -169,6 +177,8 @@ class BatchRun:
                 journaling.cancel()
                 await asyncio.wait({journaling}, timeout=_PARTING_S)
             await self._journal.release()
+            await watch.end()
+            self.considered = watch.explained
         journaling.result()
         self.schema = transfer.schema
 
@@ -208,9 +218,9 @@ class BatchRun:
         )
 
 
-def _grant(batch: Batch, epoch: int, key: Ed25519PrivateKey) -> bytes:
+def _grant(batch: Batch, epoch: int, key: Ed25519PrivateKey, network: str) -> bytes:
     grant = Grant(
-        network="local",
+        network=network,
         batch=batch.id,
         epoch=epoch,
         owner=batch.owner,

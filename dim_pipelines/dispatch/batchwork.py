@@ -47,6 +47,10 @@ class Batchwork(Protocol):
         """Note that a node is gone; what it had goes back."""
         ...
 
+    def node_lost(self, node: str, why: str) -> None:
+        """Note that an open session with a node was lost, by no wish of this side."""
+        ...
+
     def stop(self, error: BaseException) -> None:
         """End the batch with an error."""
         ...

@@ -29,9 +29,11 @@ class OutputCollector:
         strikes: outputs that were wrong.
     """
 
-    def __init__(self, name: str, client: NodeClient, shared: bool, work: Batchwork) -> None:
+    def __init__(self, name: str, shared: bool, work: Batchwork) -> None:
         """Collect from a node; arguments as of `NodeLink`."""
-        self._name, self._client, self._shared, self._work = name, client, shared, work
+        self._name, self._shared, self._work = name, shared, work
+        self._client: NodeClient | None = None
+        self._fetching = 0
         self._answered: list[TaskDone] = []
         self._changed = asyncio.Event()
         self.good = 0
@@ -47,13 +49,19 @@ class OutputCollector:
         """Whether the node has given too many wrong outputs."""
         return self.strikes >= MAX_STRIKES
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or is being fetched."""
+        return not self._answered and not self._fetching
+
     def add(self, outcome: TaskDone) -> None:
         """Take an outcome whose output is wanted."""
         self._answered.append(outcome)
         self._changed.set()
 
-    def clear(self) -> None:
-        """Forget what waits: its stream is gone, and its tasks went back."""
+    def begin(self, client: NodeClient) -> None:
+        """Collect from a new stream: what waits is forgotten, its stream is gone, and its tasks went back."""
+        self._client = client
         self._answered.clear()
 
     async def run(self, room: asyncio.Event) -> None:
@@ -90,7 +98,12 @@ class OutputCollector:
 
     async def _accept(self, outcomes: list[TaskDone]) -> None:
         data, work = self._work.data, self._work
-        verdicts = await blame(data.accept(self._client, self._shared, self._name, outcomes, work.shard_done))
+        assert self._client is not None
+        self._fetching += 1
+        try:
+            verdicts = await blame(data.accept(self._client, self._shared, self._name, outcomes, work.shard_done))
+        finally:
+            self._fetching -= 1
         for outcome, failure in zip(outcomes, verdicts, strict=True):
             if failure is None:
                 self.good += 1

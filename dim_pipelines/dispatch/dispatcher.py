@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
-from dim_pipelines.dispatch.node_client import NodeClient
-from dim_pipelines.dispatch.node_link import LOST_S, SUSPECT_S, NodeLink, is_waiting
+from dim_pipelines.dispatch.node_link import LOST_S, SUSPECT_S, NodeLink, Recruit, is_waiting
+from dim_pipelines.dispatch.tallies import Tallies
 from dim_pipelines.dispatch.transfer import DataPath
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.events import RowError, ShardDone, Task, TaskDone, TaskFailed
 from dim_pipelines.errors import AccessError, NoFeasibleNode
 from dim_pipelines.scheduling.assignment import Assignment, GivenUp
-from dim_pipelines.scheduling.retry import Failure
+from dim_pipelines.scheduling.retry import Failure, is_own_fault
 
 PATIENCE_S: Final = 5.0
 """Seconds that a batch without a working node waits for one to come back."""
@@ -47,7 +47,6 @@ class Dispatcher:
 
     def __init__(
         self,
-        nodes: Mapping[str, tuple[NodeClient, bool]],
         assignment: Assignment,
         data: DataPath,
         *,
@@ -56,14 +55,12 @@ class Dispatcher:
         numerics: str,
         task: Callable[[int, int], Task],
         on_done: Callable[[ShardDone], None],
-        infeasible: Mapping[str, str] | None = None,
         ahead: int = 16,
         patience_s: float | None = None,
     ) -> None:
-        """Make a dispatcher; nothing happens before `run`.
+        """Make a dispatcher; nothing happens before `run`. Nodes are added and taken away at any time.
 
         Args:
-            nodes: feasible nodes by name: the client, and whether the node shares the run worker's swarm.
             assignment: the shards.
             data: brings inputs and takes outputs.
             grant: makes an encoded SignedGrant, which each stream gets fresh: a batch may outlive one.
@@ -71,16 +68,21 @@ class Dispatcher:
             numerics: the class each node must compute in, or `any`.
             task: makes the task of (shard, attempt).
             on_done: is told of each shard when it is done, once.
-            infeasible: why the other nodes of the pool are not among `nodes`, for the error.
             ahead: shards whose input is brought to a node before it has credit for them.
             patience_s: seconds to wait when no node works; `PATIENCE_S` when left out.
         """
         self.assignment, self.data = assignment, data
         self.grant, self.plan, self.numerics, self.ahead = grant, plan, numerics, ahead
         self._make_task, self._on_done = task, on_done
-        self._infeasible, self._patience = dict(infeasible or {}), PATIENCE_S if patience_s is None else patience_s
-        self._links = {name: NodeLink(name, client, shared, self) for name, (client, shared) in nodes.items()}
+        self._patience = PATIENCE_S if patience_s is None else patience_s
+        self._links: dict[str, NodeLink] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._absent: dict[str, str] = {}
+        self._may_come = False
+        self._hoped_at = time.monotonic()
         self._silent: tuple[str, ...] = ()
+        self.tallies = Tallies()
+        self.on_lost: Callable[[str, str], None] | None = None
         self._row_errors: dict[int, RowError] = {}
         self._ended: asyncio.Future[None] | None = None
 
@@ -98,17 +100,41 @@ class Dispatcher:
         if not self.assignment.remaining:
             return
         self._ended = asyncio.get_running_loop().create_future()
-        self.assignment.expect(self._links)
-        tasks = [asyncio.create_task(link.run()) for link in self._links.values()]
-        tasks.append(asyncio.create_task(self._watch()))
-        for task in tasks:
-            task.add_done_callback(self._task_ended)
+        self._hoped_at = time.monotonic()
+        for link in self._links.values():
+            self._start(link.run())
+        self._start(self._watch())
         try:
             await self._ended
         finally:
+            tasks = set(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    @property
+    def links(self) -> Mapping[str, NodeLink]:
+        """The nodes of the batch so far by name, those that have ended included."""
+        return self._links
+
+    def add_node(self, recruit: Recruit) -> None:
+        """Use another node from now on; one of that name must have ended."""
+        before = self._links.get(recruit.name)
+        link = self._links[recruit.name] = NodeLink(recruit, self)
+        if before is not None and before.error is not None and not before.wanted:
+            link.error = before.error  # it has refused already: no hope rests on it before it takes a session
+        self._expect()
+        if self._ended is not None and not self._ended.done():
+            self._start(link.run())
+
+    def others(self, absent: Mapping[str, str], may_come: bool) -> None:
+        """Note the pool's other nodes.
+
+        Args:
+            absent: name → why it is not used, for the error.
+            may_come: one of them, or another, may be added soon.
+        """
+        self._absent, self._may_come = dict(absent), may_come
 
     def silent(self) -> tuple[str, ...]:
         """Name the nodes that have said nothing for `SUSPECT_S`."""
@@ -124,9 +150,14 @@ class Dispatcher:
             del self._row_errors[done.shard]
         if not self.assignment.is_open(done.shard):
             return
-        for copy in self.assignment.done(done.shard):
+        copies = self.assignment.done(done.shard)
+        began = max((copy.since for copy in copies if copy.node == done.node), default=0.0)
+        self.tallies.good(done.node, done.rows)
+        for copy in copies:
             if copy.node != done.node and copy.node in self._links:
                 self._links[copy.node].cancel(done.shard)
+                if copy.since < began:
+                    self.tallies.late(copy.node, f"shard {done.shard} was finished elsewhere, later begun")
         self._on_done(done)
         if not self.assignment.remaining and self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
@@ -135,6 +166,8 @@ class Dispatcher:
         """Note a failed task."""
         if isinstance(outcome, TaskDone) and outcome.row_errors:
             self._row_errors[outcome.shard] = outcome.row_errors[0]
+        if is_own_fault(failure):
+            self.tallies.bad(node, failure.message)
         now = time.monotonic()
         given_up = self.assignment.failed(node, outcome.shard, outcome.attempt, failure, now)
         if given_up is not None:
@@ -143,21 +176,36 @@ class Dispatcher:
 
     def node_left(self, node: str, failure: Failure) -> None:
         """Note that a node is gone; what it had goes back at once."""
-        self.assignment.expect(name for name, link in self._links.items() if not link.ended)
+        self._expect()
         for given_up in self.assignment.leave(node, time.monotonic(), failure):
             self.stop(ShardGivenUp(given_up, None))
         self._wake_all()
+
+    def node_lost(self, node: str, why: str) -> None:
+        """Note that an open session was lost, by no wish of this side."""
+        self.tallies.bad(node, why)
+        if self.on_lost is not None:
+            self.on_lost(node, why)
 
     def stop(self, error: BaseException) -> None:
         """End the batch with an error; the first one counts."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_exception(error)
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _expect(self) -> None:
+        self.assignment.expect(name for name, link in self._links.items() if not link.ended and not link.is_draining)
+
     def _wake_all(self) -> None:
         for link in self._links.values():
             link.wake()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.stop(error)  # a bug: no task ends with an error of its own
 
@@ -170,7 +218,10 @@ class Dispatcher:
             late, last = now - last > _TICK_S + _LATE_S, now
             if late:
                 continue  # this process stood still: what the nodes said meanwhile is not read yet
-            self._silent = tuple(link.name for link in self._links.values() if link.silent_for(now) >= SUSPECT_S)
+            silent = tuple(link.name for link in self._links.values() if link.silent_for(now) >= SUSPECT_S)
+            for name in set(silent) - set(self._silent):
+                self.tallies.late(name, f"it was silent for {SUSPECT_S:.0f} s")
+            self._silent = silent
             for link in self._links.values():
                 if link.silent_for(now) >= LOST_S:
                     link.lose(f"it has been silent for {link.silent_for(now):.0f} s")
@@ -178,12 +229,20 @@ class Dispatcher:
             self._wake_all()
 
     def _check_hope(self, now: float) -> None:
-        reasons = dict(self._infeasible)
-        for link in self._links.values():
-            if link.is_open or link.error is None or (not link.ended and is_waiting(link.error)):
-                return
-            if not link.ended and link.down_since is not None and now - link.down_since < self._patience:
-                return
-            reasons[link.name] = link.error.message
+        if any(self._is_hopeful(link, now) for link in self._links.values()):
+            self._hoped_at = now
+            return
+        if self._may_come and now - self._hoped_at < self._patience:
+            return
+        met = {name: link.error.message for name, link in self._links.items() if link.error is not None}
+        reasons = {**self._absent, **met}
         forbidden = any(isinstance(link.error, AccessError) for link in self._links.values())
         self.stop(NoFeasibleNode(reasons=reasons, hint=_TRUST_HINT if forbidden else _NODES_HINT))
+
+    def _is_hopeful(self, link: NodeLink, now: float) -> bool:
+        """Tell whether a node computes, or will as far as anybody can tell."""
+        if link.ended:
+            return False
+        if link.is_open or link.error is None or is_waiting(link.error):
+            return True
+        return link.down_since is not None and now - link.down_since < self._patience

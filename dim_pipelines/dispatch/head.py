@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import Cid
+from dim_pipelines.scheduling.ranking import Explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ class Finished:
         nodes: node name → shards it computed in this run and those before it.
         resumed_shards: shards taken from the journal instead of computed.
         seconds: wall time of this run; `rows_per_s` counts only the rows computed in it.
+        considered: every node of the pool as the run saw it last: why it was used, or not; empty where nothing was
+            left to compute.
     """
 
     batch: str
@@ -112,6 +115,7 @@ class Finished:
     seconds: float
     nodes: dict[str, int]
     licences: tuple[str, ...]
+    considered: tuple[Explained, ...] = ()
 
 
 ProgressListener = Callable[[Progress], None]

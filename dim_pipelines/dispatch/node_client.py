@@ -12,12 +12,14 @@ from typing import Final
 import grpc
 
 from dim_pipelines.content.store import Block
+from dim_pipelines.dispatch.tunnel import Tunnel
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.domain.node import NodeDescription
 from dim_pipelines.errors import ContentMismatch
 from dim_pipelines.wire import codec
 from dim_pipelines.wire.channel import open_channel
 from dim_pipelines.wire.status import from_rpc_error
+from dim_pipelines.wire.tls import ClientKeys, PinnedPeer
 from dim_pipelines.wire.v1 import blocks_pb2, blocks_pb2_grpc, node_pb2, node_pb2_grpc
 
 MESSAGE_BYTES: Final = 4 << 20
@@ -35,17 +37,31 @@ class NodeClient:
     """One node.
 
     Attributes:
-        address: where it listens.
+        address: where it listens, or the end of a tunnel to it.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        peer: PinnedPeer | None = None,
+        keys: ClientKeys | None = None,
+        tunnel: Tunnel | None = None,
+    ) -> None:
         """Make the channel; it connects when it is first used.
 
+        Args:
+            address: `unix:PATH`, or `HOST:PORT`; without `peer` on loopback.
+            peer: the node to expect; TLS is spoken with it.
+            keys: what this side shows; only with `peer`.
+            tunnel: what the address is the end of; closed with the client.
+
         Raises:
-            ConfigurationError: the address is malformed or not local.
+            ConfigurationError: the address is malformed, or not local where there is no `peer`.
         """
         self.address = address
-        self._channel = open_channel(address)
+        self._tunnel = tunnel
+        self._channel = open_channel(address, peer=peer, client=keys)
         self._node = node_pb2_grpc.NodeServiceStub(self._channel)
         self._blocks = blocks_pb2_grpc.BlockServiceStub(self._channel)
 
@@ -125,6 +141,8 @@ class NodeClient:
     async def close(self) -> None:
         """Close the channel; calls in flight end."""
         await self._channel.close(None)
+        if self._tunnel is not None:
+            await self._tunnel.close()
 
 
 def _messages(blocks: Iterable[Block]) -> Iterator[blocks_pb2.Blocks]:

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -29,6 +30,7 @@ from dim_pipelines.errors import (
     NodeBusy,
     NodeRefused,
     NodeUnreachable,
+    ProtocolError,
     QuotaExceeded,
 )
 from dim_pipelines.scheduling.assignment import Assignment
@@ -63,29 +65,55 @@ _PARTING_S: Final = 0.4
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Recruit:
+    """A node that a batch is to use.
+
+    Attributes:
+        id: what the node is known by.
+        name: its name in this batch, unlike any other's.
+        shared: it reads and writes this run worker's swarm.
+        connect: gives a client of that very node, wherever it is now; raises DimError where it cannot.
+    """
+
+    id: str
+    name: str
+    shared: bool
+    connect: Callable[[], Awaitable[NodeClient]]
+
+
 class NodeLink:
     """The stream to one node.
 
     Attributes:
-        name: the node's name.
+        id: what the node is known by, whatever it is called: a stream never goes to another.
+        name: its name for people, and in the batch's books; it stays what it was when the batch first saw the node.
+        numerics: the class it computes in; empty before it said so.
         error: why the node does not compute at the moment; None while it does, or is asked for the first time.
-        ended: the node will not be asked again.
+        ended: the node will not be asked again over this link.
+        wanted: it was ended or drained by this side's wish, not by the node's.
+        opened: it took a session, once at least.
         down_since: when it stopped computing, by the monotonic clock; None while it computes.
     """
 
-    def __init__(self, name: str, client: NodeClient, shared: bool, work: Batchwork) -> None:
-        """Make the link of a node; `shared`: it reads and writes this run worker's swarm."""
-        self.name = name
+    def __init__(self, recruit: Recruit, work: Batchwork) -> None:
+        """Make the link of a node."""
+        self.id, self.name = recruit.id, recruit.name
+        self.numerics = ""
         self.error: DimError | None = None
-        self.ended = False
+        self.ended = self.wanted = self.opened = False
         self.down_since: float | None = None
-        self._client, self._shared, self._work = client, shared, work
+        self._connect, self._shared, self._work = recruit.connect, recruit.shared, work
+        self._client: NodeClient | None = None
+        self._drained: DimError | None = None
+        self._hurry = asyncio.Event()
         self._session: DispatcherSession | None = None
         self._wake = asyncio.Event()
-        self._collector = OutputCollector(name, client, shared, work)
+        self._collector = OutputCollector(recruit.name, recruit.shared, work)
         self._cancels: list[int] = []
         self._broken: asyncio.Future[None] | None = None
         self._window = 0
+        self._is_joined = False
         self._looked = -1
         self._held: set[int] = set()
         self._writing = asyncio.Lock()
@@ -94,6 +122,16 @@ class NodeLink:
     def is_open(self) -> bool:
         """Whether tasks may be sent."""
         return self._session is not None and self._session.state is State.OPEN
+
+    @property
+    def is_struck_out(self) -> bool:
+        """Whether the node gave so many wrong outputs that the batch uses it no more."""
+        return self._collector.is_struck_out
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it gets no new tasks."""
+        return self._drained is not None and not self.ended
 
     def silent_for(self, now: float) -> float:
         """Tell how long an existing stream has been silent, in seconds; 0 where there is none."""
@@ -109,23 +147,58 @@ class NodeLink:
         self._wake.set()
 
     def lose(self, why: str) -> None:
-        """Give the stream up."""
+        """Give the stream up; another is tried."""
+        self._break(NodeUnreachable(why))
+
+    def drain(self, why: str) -> None:
+        """Send no new tasks; the link ends when those that run are answered."""
+        self._drained, self.wanted = NodeRefused(why), True
+        self._work.assignment.drain(self.name)
+        self._hurry.set()
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Send tasks again, where the link was not cut or ended meanwhile."""
+        if self.ended or (self._broken is not None and self._broken.done()):
+            return
+        self._drained, self.wanted = None, False
+        self._wake.set()
+
+    def cut(self, why: str) -> None:
+        """End the link now; what runs on the node is cancelled."""
+        self._drained, self.wanted = NodeRefused(why), True
+        self._hurry.set()
+        self._break(self._drained)
+
+    def hurry(self) -> None:
+        """Try again now, where the link waits after a loss: the node is said to be there."""
+        self._hurry.set()
+
+    def _break(self, error: DimError) -> None:
         if self._broken is not None and not self._broken.done():
-            self._broken.set_exception(NodeUnreachable(why))
+            self._broken.set_exception(error)
 
     async def run(self) -> None:
         """Serve the node until it refuses for good; a loss is followed by another try, with growing pauses."""
         tries = 0
         while not self.ended:
             began, good = time.monotonic(), self._collector.good
+            was_open = False
             try:
-                await self._serve()
+                if self._drained is not None:
+                    raise self._drained
+                try:
+                    await self._serve()
+                finally:
+                    was_open, self._is_joined = self._is_joined, False
             except (CoordinationError, OwnFailure) as error:
                 self._work.stop(error.__cause__ if isinstance(error, OwnFailure) and error.__cause__ else error)
                 return
             except DimError as error:
                 self.error = error
-                self.ended = _is_final(error) or self._collector.is_struck_out
+                self.ended = _is_final(error) or self._drained is not None or self._collector.is_struck_out
+                if was_open and not self.wanted and isinstance(error, (NodeUnreachable, ProtocolError)):
+                    self._work.node_lost(self.name, error.message)
             if self._collector.good > good:
                 tries, self.down_since = 0, None
             if self.down_since is None:
@@ -135,16 +208,19 @@ class NodeLink:
                 tries += 1
                 _log.info("node %s: %s; trying again", self.name, self.error)
                 # full jitter: nodes that went down together do not come back together
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.1 * 2**tries, _MAX_BACKOFF_S))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(random.uniform(0.5, 1.0) * min(0.1 * 2**tries, _MAX_BACKOFF_S)):
+                        await self._hurry.wait()
+                self._hurry.clear()
 
     async def _serve(self) -> None:
-        await blame(self._work.data.prepare(self._client, self._shared))
-        self._session = session = DispatcherSession(time.monotonic())
         self._broken = asyncio.get_running_loop().create_future()
-        self._collector.clear()
+        client = await self._prepared(self._broken)
+        self._session = session = DispatcherSession(time.monotonic())
+        self._collector.begin(client)
         self._cancels = []
         self._looked, self._held = -1, set()
-        call = self._client.work()
+        call = client.work()
         parts: list[asyncio.Future[Any]] = [self._broken]
         try:
             await self._write(call, session.open(self._work.grant(), self._work.plan))
@@ -162,6 +238,28 @@ class NodeLink:
             await next(part for part in failed if part.exception() is not None)
         finally:
             await self._part(call, session, parts)
+
+    async def _prepared(self, broken: asyncio.Future[None]) -> NodeClient:
+        """Reach the node and bring it what every task needs; a cut link does not wait for that."""
+        preparing = asyncio.ensure_future(self._prepare())
+        either: set[asyncio.Future[Any]] = {preparing, broken}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if broken.done():
+                await broken
+            return await preparing
+        finally:
+            if not preparing.done():
+                preparing.cancel()
+                await asyncio.wait({preparing})
+            for part in either:
+                if part.done() and not part.cancelled():
+                    part.exception()  # the one that counts was raised
+
+    async def _prepare(self) -> NodeClient:
+        self._client = client = await self._connect()
+        await blame(self._work.data.prepare(client, self._shared))
+        return client
 
     async def _part(self, call: WorkCall, session: DispatcherSession, parts: list[asyncio.Future[Any]]) -> None:
         """End the stream: what runs on the node is cancelled, and everything here ends before this returns."""
@@ -207,17 +305,16 @@ class NodeLink:
                 self._wake.set()
             case CreditGranted():
                 self._wake.set()
-            case SessionOpened(_, node, numerics):
-                self._on_opened(node, numerics)
+            case SessionOpened(_, _, numerics):
+                self._on_opened(numerics)
             case SessionRefused(code, reason):
                 raise from_failure(code, reason)
 
-    def _on_opened(self, node: str, numerics: str) -> None:
-        if node != self.name:
-            raise NodeRefused(f"it is called {node} now, was {self.name} before")
+    def _on_opened(self, numerics: str) -> None:
         if self._work.numerics not in (ANY, numerics):
             raise NodeRefused(f"it computes in numerics class {numerics}, the batch is bound to {self._work.numerics}")
-        self.error = None
+        self.error, self.numerics = None, numerics
+        self.opened = self._is_joined = True
         self._work.assignment.join(self.name)
         self._wake.set()
 
@@ -247,11 +344,16 @@ class NodeLink:
                     task.result()
                 if session.state is not State.OPEN:
                     continue
-                await self._look(assignment)
+                if self._drained is None:
+                    await self._look(assignment)
                 if self._cancels:
                     shards, self._cancels = self._cancels, []
                     if {task.shard for task in session.open_tasks} & set(shards):
                         await self._write(call, session.cancel(shards))
+                if self._drained is not None:
+                    if not session.open_tasks and self._collector.is_idle:
+                        raise self._drained
+                    continue
                 self._window = max(self._window, session.credit + len(session.open_tasks))
                 claimed = self._claim(session, assignment) if len(staging) < _STAGES else []
                 there = claimed if self._shared else [shard for shard in claimed if shard in self._held]
@@ -301,11 +403,13 @@ class NodeLink:
         if len(ahead) == 1:
             ahead = assignment.peek(LOOK_SHARDS)
         self._looked = ahead[-1]
+        assert self._client is not None
         local = await blame(self._work.data.find_local(self._client, ahead))
         self._held.update(local)
         assignment.hold(self.name, local)
 
     async def _stage(self, shards: list[int], lacking: bool) -> None:
+        assert self._client is not None
         try:
             await blame(self._work.data.bring(self._client, shards, lacking))
         except BaseException:

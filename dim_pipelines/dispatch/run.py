@@ -19,10 +19,10 @@ from dim_pipelines.content.models import ModelPackage
 from dim_pipelines.content.shards import columns_of
 from dim_pipelines.content.store import Block, ContentStore, Pin, batch_pin, result_pin
 from dim_pipelines.dispatch.batch_run import BatchRun
-from dim_pipelines.dispatch.candidates import Described, ask_nodes, bound_to, choose_class, read_need
+from dim_pipelines.dispatch.candidates import ask_nodes, bound_to, choose_class, read_need
 from dim_pipelines.dispatch.done_shards import DoneShards
 from dim_pipelines.dispatch.head import Batch, BatchHead, Finished, Head, ProgressListener
-from dim_pipelines.dispatch.node_pool import NodePool
+from dim_pipelines.dispatch.node_pool import NodePool, PoolNode
 from dim_pipelines.dispatch.past import read_past
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
 from dim_pipelines.dispatch.tenure import tenure
@@ -33,6 +33,7 @@ from dim_pipelines.domain.work import Provenance
 from dim_pipelines.patterns.pattern import make_plan
 from dim_pipelines.patterns.registry import find_pattern
 from dim_pipelines.scheduling.feasibility import ANY
+from dim_pipelines.scheduling.ranking import Weights
 
 
 async def run(
@@ -49,6 +50,7 @@ async def run(
     write_ahead: Path,
     progress: ProgressListener | None = None,
     holder: str,
+    weights: Weights | None = None,
 ) -> Finished:
     """Run a batch, or go on with it, and give what it made.
 
@@ -67,6 +69,7 @@ async def run(
         write_ahead: the folder of write-ahead files.
         progress: is told how far the batch is.
         holder: who runs the batch, for people.
+        weights: of the ranking of nodes.
 
     Raises:
         NoFeasibleNode: no node can take the work, or none is left; carries each node's reason.
@@ -76,7 +79,9 @@ async def run(
         ContentError: the store failed.
     """
     async with tenure(head, batch.id, holder) as taken:
-        return await _run(batch, dataset, models, taken, source, errors, store, head, pool, key, write_ahead, progress)
+        return await _run(
+            batch, dataset, models, taken, source, errors, store, head, pool, key, write_ahead, progress, weights
+        )
 
 
 async def _run(
@@ -92,6 +97,7 @@ async def _run(
     key: Ed25519PrivateKey,
     write_ahead: Path,
     progress: ProgressListener | None,
+    weights: Weights | None,
 ) -> Finished:
     began = time.monotonic()
     pin, kept = batch_pin(batch.owner, batch.id), result_pin(batch.owner, batch.id)
@@ -103,14 +109,14 @@ async def _run(
     async for _, cid, rows in shards(store, root):
         inputs.append(cid, rows)
     need = await read_need(batch, models, inputs, store)
-    described: Described | None = None
+    looked: list[PoolNode] | None = None
     if batch.spec.numerics == ANY:
         numerics = ANY
     elif taken.numerics is not None:
         numerics = taken.numerics
     else:
-        described = await ask_nodes(pool, need)
-        numerics = choose_class(described, need)
+        looked = await ask_nodes(pool, need)
+        numerics = choose_class(looked, need)
     if numerics != taken.numerics:
         await asyncio.to_thread(head.keep_numerics, batch.id, taken.epoch, numerics)
     planned = make_plan(find_pattern(batch.spec.pattern), batch.spec, models, dataset, root, numerics)
@@ -120,9 +126,9 @@ async def _run(
     run_ = BatchRun(batch, taken.epoch, planned, models, inputs, past, store, head, pin, write_ahead, numerics)
     computing = time.monotonic()
     if resumed < len(inputs):
-        if described is None:
-            described = await ask_nodes(pool, bound_to(need, numerics))
-        await run_.dispatch(pool, bound_to(need, numerics), described, key, progress)
+        if looked is None:
+            looked = await ask_nodes(pool, bound_to(need, numerics))
+        await run_.dispatch(pool, bound_to(need, numerics), looked, key, progress, weights or Weights())
     else:
         await run_.settle()
     computed_s = max(time.monotonic() - computing, 1e-9)
@@ -167,6 +173,7 @@ async def _run(
         seconds=time.monotonic() - began,
         nodes=nodes,
         licences=tuple(model.description.licence for model in models),
+        considered=run_.considered,
     )
 
 

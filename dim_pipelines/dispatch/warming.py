@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from dim_pipelines.content.folders import tree_blocks
 from dim_pipelines.content.store import Block
-from dim_pipelines.errors import DimError
+from dim_pipelines.errors import DimError, NodeUnreachable
+from dim_pipelines.scheduling.attendance import Presence
 
 if TYPE_CHECKING:
     from dim_pipelines.content.models import ModelPackage
     from dim_pipelines.content.store import ContentStore
-    from dim_pipelines.dispatch.node_client import NodeClient
     from dim_pipelines.dispatch.node_pool import NodePool
 
 
@@ -33,12 +33,13 @@ async def warm_nodes(
     Raises:
         ContentError: the package is not in the store.
     """
-    described = await pool.describe()
+    looked = await pool.look()
     cids = [cid async for cid in tree_blocks(store, package.cid)] + list(package.signatures)
     blocks = [Block(cid, await store.get(cid)) for cid in cids]
 
-    async def warm(client: NodeClient, shared: bool) -> DimError | None:
+    async def warm(node: str, shared: bool) -> DimError | None:
         try:
+            client = await pool.connect(node)
             if not shared:
                 held = await client.have(cids)
                 await client.put([block for block in blocks if block.cid not in held])
@@ -50,12 +51,12 @@ async def warm_nodes(
 
     answers: dict[str, DimError | None] = {}
     warming: dict[str, asyncio.Task[DimError | None]] = {}
-    for name, node in described.items():
-        if isinstance(node, DimError):
-            answers[name] = node
+    for each in looked:
+        if each.node is None or each.presence is not Presence.READY:
+            answers[each.name] = each.error or NodeUnreachable(each.reason)
         else:
-            shared = bool(store.swarm) and node.swarm == store.swarm
-            warming[name] = asyncio.create_task(warm(pool.client(name), shared))
+            shared = bool(store.swarm) and each.node.swarm == store.swarm
+            warming[each.name] = asyncio.create_task(warm(each.id, shared))
     try:
         for name, task in warming.items():
             answers[name] = await task

@@ -174,6 +174,16 @@ class Assignment:
         given_up = [self.failed(node, shard, attempt, failure, now) for shard, attempt in running]
         return [item for item in given_up if item is not None]
 
+    def drain(self, node: str) -> None:
+        """Give back what a node has claimed and was not sent; what it computes it may finish."""
+        me = self._nodes.get(node)
+        if me is None:
+            return
+        for shard in (*me.staging, *me.ready):
+            self._unclaim(shard)
+        me.staging.clear()
+        me.ready.clear()
+
     def hold(self, node: str, shards: Iterable[int]) -> None:
         """Note that a node has the input of these shards already: they go to it first."""
         self._nodes[node].local.extend(shards)

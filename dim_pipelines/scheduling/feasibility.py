@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from dim_pipelines.domain.cid import Cid
+from dim_pipelines.domain.licences import permits
 from dim_pipelines.domain.node import NodeDescription, numerics_class
 
 ANY: Final = "any"
@@ -27,6 +29,9 @@ class Need:
         min_vram: bytes of device memory.
         labels: labels the node must carry.
         max_shard_bytes: bytes of the largest input shard known, 0 when unknown.
+        packages: CIDs of the models, in the same order; empty when unknown.
+        licences: the models' licences (SPDX expressions).
+        owner: whose batch it is.
     """
 
     models: tuple[tuple[str, str], ...]
@@ -35,6 +40,9 @@ class Need:
     min_vram: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int = 0
+    packages: tuple[Cid, ...] = ()
+    licences: tuple[str, ...] = ()
+    owner: str = "local"
 
 
 def class_on(node: NodeDescription, need: Need) -> str | None:
@@ -48,11 +56,15 @@ def class_on(node: NodeDescription, need: Need) -> str | None:
     return "+".join(classes)
 
 
-def infeasible(node: NodeDescription, need: Need) -> tuple[str, ...]:
-    """Give every reason why the node cannot take the work; empty when it can."""
-    reasons: list[str] = []
-    if node.draining:
-        reasons.append("it is draining")
+def infeasible(node: NodeDescription, need: Need, sessions: int | None = None) -> tuple[str, ...]:
+    """Give every reason why the node cannot take the work; empty when it can.
+
+    Args:
+        node: what it says of itself.
+        need: the work.
+        sessions: sessions that it holds; None when unknown.
+    """
+    reasons = _owners_reasons(node, need, sessions)
     missing = sorted({engine for engine, _ in need.models if engine not in node.numerics})
     if missing:
         reasons.append(f"it has no engine {', '.join(missing)} (it has {', '.join(sorted(node.numerics)) or 'none'})")
@@ -67,12 +79,34 @@ def infeasible(node: NodeDescription, need: Need) -> tuple[str, ...]:
     elif max(device.memory_bytes for device in fitting) < need.min_vram:
         largest = max(device.memory_bytes for device in fitting)
         reasons.append(f"its largest device has {largest} bytes of memory, the batch needs {need.min_vram}")
-    if need.labels:
-        wanted = ", ".join(f"{name}={value}" for name, value in sorted(need.labels.items()))
-        reasons.append(f"it carries no labels, the batch needs {wanted}")
+    lacking = {name: value for name, value in need.labels.items() if node.labels.get(name) != value}
+    if lacking:
+        has = f"the labels {_listed(node.labels)}" if node.labels else "no labels"
+        reasons.append(f"it carries {has}, the batch needs {_listed(lacking)}")
     if need.max_shard_bytes > node.max_input_bytes:
         reasons.append(f"it takes shards of {node.max_input_bytes} bytes, the batch has one of {need.max_shard_bytes}")
     return tuple(reasons)
+
+
+def _owners_reasons(node: NodeDescription, need: Need, sessions: int | None) -> list[str]:
+    """Give the reasons that the node's owner has."""
+    reasons: list[str] = []
+    if node.draining:
+        reasons.append("it is draining")
+    if node.paused:
+        reasons.append("it is paused by its owner, or outside its hours")
+    if node.owners and need.owner not in node.owners:
+        reasons.append(f"it takes batches of {', '.join(node.owners)} only, this one is of {need.owner}")
+    unwanted = sorted({licence for licence in need.licences if not permits(licence, node.licences)})
+    if unwanted:
+        reasons.append(f"it runs no model under {', '.join(unwanted)} (it takes {', '.join(sorted(node.licences))})")
+    if sessions is not None and 0 < node.max_sessions <= sessions:
+        reasons.append(f"it holds {sessions} of {node.max_sessions} sessions")
+    return reasons
+
+
+def _listed(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
 def choose_numerics(nodes: Mapping[str, NodeDescription], need: Need) -> str | None:

@@ -51,6 +51,11 @@ class Failure:
     handed_back: bool = False
 
 
+def is_own_fault(failure: Failure) -> bool:
+    """Tell whether a failure speaks against the node, rather than against the rows, the run or the moment."""
+    return not failure.handed_back and failure.code not in _FREE | _CONTENT | _FATAL
+
+
 class Action(Enum):
     """What to do with the shard."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,6 +99,8 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         left: is set when a work stream has ended.
         largest_message: most tasks seen in one message.
         on_task: is told of each task before it is computed.
+        key: its public key.
+        said: further fields of its description; may be changed while it runs.
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         numerics: str = "echo/1",
         store: ContentStore | None = None,
         on_task: Callable[[Task], None] | None = None,
+        key: bytes | None = None,
+        **description: Any,
     ) -> None:
         """Make a node; `start` lets it serve.
 
@@ -119,7 +124,11 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
             numerics: its base class of the engine `echo`.
             store: its blocks; a store in memory when left out. One with a swarm is shared with the run worker.
             on_task: is told of each task before it is computed.
+            key: its public key, by which it is known; one of its own when left out.
+            description: more of what it says of itself, such as `paused`; see `said`.
         """
+        self.key = key or os.urandom(32)
+        self.said = description
         self.name = name
         self.faults = faults or Faults()
         self.store: ContentStore = store or _LyingStore()
@@ -161,12 +170,13 @@ class ScriptedNode(node_pb2_grpc.NodeServiceServicer):
         return codec.description_to_wire(
             NodeDescription(
                 name=self.name,
-                key=bytes(32),
+                key=self.key,
                 version="test",
                 devices=(Device("cpu", "cpu", "cpu", 1 << 30),),
                 numerics={"echo": self._numerics},
                 swarm=self.store.swarm,
                 max_input_bytes=64 << 20,
+                **self.said,
             )
         )
 

@@ -142,19 +142,31 @@ async def test_nodes_of_one_name_are_told_apart(make: Make) -> None:
         assert isinstance(described["a"], NodeDescription)
         assert "called a, like" in str(described[second.address])
         with pytest.raises(NodeUnreachable, match="no node b"):
-            pool.client("b")
+            await pool.connect("b")
     finally:
         await pool.close()
     await bench.check(await bench.run())
 
 
-async def test_a_node_that_comes_back_under_another_name_is_left_alone(make: Make) -> None:
+async def test_a_node_that_comes_back_under_another_name_is_still_itself(make: Make) -> None:
+    bench = await make(rows=60, shard_rows=2)
+    node = await bench.node("a", Faults(drop_after=5), credit=2)
+    running = asyncio.create_task(bench.run())
+    await bench.reached(1)
+    node.name = "z"
+    finished = await running
+    await bench.check(finished)
+    assert finished.nodes == {"a": 30}
+    assert node.opened == 2
+
+
+async def test_another_node_at_a_nodes_address_is_left_alone(make: Make) -> None:
     bench = await make(rows=60, shard_rows=2)
     node = await bench.node("a", Faults(delay_s=0.02, drop_after=5), credit=2)
     await bench.node("b", Faults(gate=node.left), credit=2)
     running = asyncio.create_task(bench.run())
     await bench.reached(1)
-    node.name = "z"
+    node.key = bytes(32)
     finished = await running
     await bench.check(finished)
     assert finished.nodes["a"] <= 5
