@@ -25,15 +25,18 @@ class NodePoolResource(dg.ConfigurableResource[NodePool]):
 
     def resolve(self) -> list[str]:
         """Give the addresses: configured, else from DIM_NODES, else of a running `dim up`, else of the live nodes."""
-        if self.addresses:
-            return list(self.addresses)
-        named = [part.strip() for part in os.environ.get("DIM_NODES", "").split(",") if part.strip()]
-        if named:
+        if named := self.named():
             return named
         running = find_running(Home.at())
         if running is not None and running.nodes:
             return list(running.nodes)
         return [node.address for node in find_local_nodes(Home.at())]
+
+    def named(self) -> list[str]:
+        """Give the addresses that somebody wrote down: configured, else in DIM_NODES; none where nobody did."""
+        if self.addresses:
+            return list(self.addresses)
+        return [part.strip() for part in os.environ.get("DIM_NODES", "").split(",") if part.strip()]
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[NodePool, None, None]:

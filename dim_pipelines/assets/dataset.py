@@ -13,6 +13,7 @@ from dim_pipelines.dispatch.tenure import tenure
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.orchestrator.batches import Batches
+from dim_pipelines.orchestrator.dagster_instance import POOL
 
 
 async def find_models(spec: BatchSpec, store: ContentStore, owner: str) -> list[ModelPackage]:
@@ -24,7 +25,7 @@ async def find_models(spec: BatchSpec, store: ContentStore, owner: str) -> list[
     return [await find_model(use.model, store, owner) for use in spec.models]
 
 
-@dg.asset(partitions_def=batch_partitions, group_name="dim", kinds={"ipfs", "arrow"})
+@dg.asset(partitions_def=batch_partitions, pool=POOL, group_name="dim", kinds={"ipfs", "arrow"})
 def dataset(
     context: dg.AssetExecutionContext,
     database: dg.ResourceParam[Database],

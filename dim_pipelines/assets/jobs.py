@@ -1,9 +1,8 @@
 """The jobs: `batch` runs one partition; `new_batch` submits a batch from the UI's launchpad or a command line."""
 
 import asyncio
-import time
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import dagster as dg
 from pydantic import Field
@@ -20,10 +19,8 @@ from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import looks_like_cid
 from dim_pipelines.errors import DimError, InputError
 from dim_pipelines.orchestrator.batches import submit_batch
+from dim_pipelines.orchestrator.dagster_daemon import sensors_run
 from dim_pipelines.orchestrator.dagster_instance import PARTITIONS
-
-DAEMON_SILENT_S: Final = 90.0
-"""A sensor daemon whose last heartbeat is older than this is taken for dead (it beats every 30 s)."""
 
 batch = dg.define_asset_job(
     "batch",
@@ -143,9 +140,3 @@ async def settle(spec: BatchSpec, store: ContentStore, owner: str = "local") -> 
 def _absolute(text: str) -> str:
     """Make a local path absolute: the run has another working folder than whoever submits."""
     return text if not text or "://" in text or looks_like_cid(text) else str(Path(text).expanduser().absolute())
-
-
-def sensors_run(instance: dg.DagsterInstance) -> bool:
-    """Tell whether a daemon of this instance evaluates sensors."""
-    heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
-    return heartbeat is not None and time.time() - heartbeat.timestamp < DAEMON_SILENT_S

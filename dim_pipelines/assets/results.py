@@ -23,10 +23,11 @@ from dim_pipelines.dispatch.run import run
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.orchestrator.batches import Batches
+from dim_pipelines.orchestrator.dagster_instance import POOL
 from dim_pipelines.settings import Home
 
 
-@dg.asset(partitions_def=batch_partitions, group_name="dim", kinds={"ipfs", "grpc"})
+@dg.asset(partitions_def=batch_partitions, pool=POOL, group_name="dim", kinds={"ipfs", "grpc"})
 def results(
     context: dg.AssetExecutionContext,
     dataset: Cid,

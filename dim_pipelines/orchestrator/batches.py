@@ -218,6 +218,11 @@ class Batches:
         """
         self._change(batch, epoch)
 
+    def heard_ms(self, batch: str) -> int | None:
+        """Give the last sign of life of a batch of any owner, in Unix milliseconds; None: there is no such batch."""
+        row = self._find(batch)
+        return None if row is None else int(row["updated_ms"])
+
     def fail(self, batch: str, error: str, *, holder: str) -> bool:
         """Store why a run failed, unless another one holds the batch.
 

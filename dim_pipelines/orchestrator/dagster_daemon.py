@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -11,11 +12,17 @@ import dagster as dg
 
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.errors import ConfigurationError, ContentNotFound, DimError
-from dim_pipelines.orchestrator.dagster_instance import DEFINITIONS, PARTITIONS, write_dagster_home
+from dim_pipelines.orchestrator.dagster_instance import DEFINITIONS, PARTITIONS, POOL, write_dagster_home
 from dim_pipelines.settings import Home
 
 CID_KEY: Final = "dim/cid"
 """The metadata key under which a materialization keeps the CID of its value."""
+MOST_SLOTS: Final = 1_000
+"""The most slots that Dagster gives a pool."""
+LOST_S: Final = 120.0
+"""A run that keeps a slot, but has given no sign of life for so long, has lost it."""
+DAEMON_SILENT_S: Final = 90.0
+"""A sensor daemon whose last heartbeat is older than this is taken for dead (it beats every 30 s)."""
 
 
 @contextmanager
@@ -56,6 +63,81 @@ def add_partition(home: Home, batch: str) -> None:
     """
     with open_instance(home) as instance:
         instance.add_dynamic_partitions(PARTITIONS, [batch])
+        if not sensors_run(instance):
+            lift_pool(instance)  # nobody would give the pool its slots back when a node comes
+
+
+def sensors_run(instance: dg.DagsterInstance) -> bool:
+    """Tell whether a daemon of this instance evaluates sensors."""
+    heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
+    return heartbeat is not None and time.time() - heartbeat.timestamp < DAEMON_SILENT_S
+
+
+def configured_concurrency(instance: dg.DagsterInstance) -> int:
+    """Give how many runs the instance's settings allow at a time: the slots that the pool of batches has."""
+    queue = instance.get_concurrency_config().run_queue_config
+    wanted = -1 if queue is None else queue.max_concurrent_runs
+    return MOST_SLOTS if wanted < 0 else min(max(wanted, 1), MOST_SLOTS)
+
+
+def limit_pool(instance: dg.DagsterInstance, slots: int) -> bool:
+    """Give the pool of batches its slots; 0: batches wait.
+
+    Returns:
+        False where it has that many already, or the instance's storage knows no pools.
+    """
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits or pool_limit(instance) == slots:
+        return False
+    storage.set_concurrency_slots(POOL, slots)
+    return True
+
+
+def pool_limit(instance: dg.DagsterInstance) -> int | None:
+    """Give how many slots the pool of batches has; None where it has no limit."""
+    return next((each.limit for each in instance.event_log_storage.get_pool_limits() if each.name == POOL), None)
+
+
+def lift_pool(instance: dg.DagsterInstance) -> bool:
+    """Take away a limit of 0, which only whoever watches the nodes may leave standing; tell whether there was one."""
+    if pool_limit(instance) != 0:
+        return False
+    instance.event_log_storage.delete_concurrency_limit(POOL)
+    return True
+
+
+def free_lost_slots(instance: dg.DagsterInstance, heard_ms: Callable[[str], int | None], now_ms: int) -> list[str]:
+    """Take slots of the pool back from runs whose process is gone.
+
+    Dagster does so for runs that have ended. A run that was killed stays STARTED where its launcher cannot tell, and
+    would keep its slot for ever.
+
+    Args:
+        instance: the Dagster instance.
+        heard_ms: gives the last sign of life of a batch (Unix milliseconds); None: there is no such batch.
+        now_ms: Unix time in milliseconds.
+
+    Returns:
+        The ids of the runs that have lost theirs.
+    """
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return []
+    silent_ms = now_ms - round(LOST_S * 1000)
+    lost = []
+    for run_id in sorted({slot.run_id for slot in storage.get_concurrency_info(POOL).claimed_slots}):
+        record = instance.get_run_record_by_id(run_id)
+        if record is not None:
+            batch = record.dagster_run.tags.get("dagster/partition")
+            signs = [record.start_time, record.end_time, record.create_timestamp.timestamp()]
+            heard = max(round(sign * 1000) for sign in signs if sign is not None)
+            if not record.dagster_run.is_finished and batch is not None:
+                heard = max(heard, heard_ms(batch) or 0)
+            if heard > silent_ms:
+                continue
+        storage.free_concurrency_slots_for_run(run_id)
+        lost.append(run_id)
+    return lost
 
 
 def find_cid(instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None) -> Cid:

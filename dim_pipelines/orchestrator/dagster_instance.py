@@ -19,6 +19,10 @@ DEFINITIONS: Final = "dim_pipelines.definitions"
 """The module that Dagster loads."""
 PARTITIONS: Final = "batches"
 """The name of the dynamic partitions: one partition per batch, its key is the batch's id."""
+NODE_PARTITIONS: Final = "dim_nodes"
+"""The name of the dynamic partitions of nodes: one partition per node of the network, its key is the node's label."""
+POOL: Final = "batches"
+"""The pool whose slots batches take while they compute; without slots they wait."""
 LOCATION: Final = "dim"
 """The name of the code location in Dagster's pages; sensors' states and runs' origins carry it."""
 
@@ -35,6 +39,8 @@ python_logs:
 concurrency:
   runs:
     max_concurrent_runs: 4            # a run is a batch, and a batch already spreads over every node
+  pools:
+    granularity: op                   # a batch takes a slot of the pool `batches` while it reads or computes
 sensors:
   use_threads: true                   # a slow sensor delays no other
   num_workers: 2
@@ -47,6 +53,7 @@ run_monitoring:
   start_timeout_seconds: 180
   cancel_timeout_seconds: 60
   poll_interval_seconds: 10
+  free_slots_after_run_end_seconds: 60  # a killed run would keep its slot of the pool for ever
 retention:
   sensor:
     purge_after_days: {{skipped: 1, success: 30, failure: 30, started: 30}}

@@ -16,10 +16,16 @@ def test_everything_is_there_and_fits_together() -> None:
     dg.Definitions.validate_loadable(defs)
     graph = defs.resolve_asset_graph()
 
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {"dataset", "results", "report"}
-    assert {key.name for key in graph.asset_check_keys} == {"rows_in_equal_rows_out", "result_is_retrievable"}
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
+        *("dataset", "results", "report"),
+        *("nodes", "node_pool"),
+    }
+    assert {key.name for key in graph.asset_check_keys} == {
+        *("rows_in_equal_rows_out", "result_is_retrievable"),
+        *("quorum", "stale_records"),
+    }
     assert {job.name for job in defs.resolve_all_job_defs()} >= {"batch", "new_batch"}
-    assert [sensor.name for sensor in defs.sensors or ()] == ["queued_batches"]
+    assert [sensor.name for sensor in defs.sensors or ()] == ["queued_batches", "ipns_nodes"]
 
 
 def test_a_run_stays_in_one_process_and_results_are_not_retried() -> None:

@@ -14,7 +14,7 @@ import pytest
 from dagster._daemon.types import DaemonHeartbeat
 
 import dim_pipelines.assets.jobs as jobs
-from dim_pipelines.assets.jobs import NewBatch, new_batch, sensors_run
+from dim_pipelines.assets.jobs import NewBatch, new_batch
 from dim_pipelines.content.memory import MemoryContentStore
 from dim_pipelines.content.store import ContentStore
 from dim_pipelines.database.engine import Database, open_database
@@ -23,6 +23,7 @@ from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import DAG_PB, Cid
 from dim_pipelines.errors import InputError
 from dim_pipelines.orchestrator.batches import Batches, BatchRow
+from dim_pipelines.orchestrator.dagster_daemon import sensors_run
 from dim_pipelines.resources.io_manager import CidIOManager
 
 MODEL = Cid.of(DAG_PB, b"digits")

@@ -1,0 +1,41 @@
+"""The home's network as a resource: the node table, and whether somebody else keeps it up to date."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import dagster as dg
+from pydantic import Field
+
+from dim_pipelines.database.engine import open_database
+from dim_pipelines.discovery.node_table import NodeTable
+from dim_pipelines.identity.membership import Membership
+from dim_pipelines.orchestrator.network_view import NetworkView
+from dim_pipelines.resources.database import DatabaseResource
+from dim_pipelines.resources.node_pool import NodePoolResource
+from dim_pipelines.settings import Home
+
+
+class NetworkResource(dg.ConfigurableResource[NetworkView]):
+    """What is known of the nodes of the home's network.
+
+    Attributes:
+        database: where the node table is.
+        node_pool: addresses named there or in DIM_NODES take the network's place.
+        quorum: see its description.
+    """
+
+    database: DatabaseResource
+    node_pool: NodePoolResource
+    quorum: int = Field(default=1, ge=0, description="How many nodes should take work; the check `quorum` tells.")
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[NetworkView, None, None]:
+        """Read the membership anew, because a home may join, and be revoked, while a code server runs."""
+        home = Home.at()
+        membership = Membership.load(home)
+        yield NetworkView(
+            network="" if membership is None else membership.network,
+            table=NodeTable(open_database(self.database.url or home.database_url)),
+            named=tuple(self.node_pool.named()),
+            quorum=self.quorum,
+        )
