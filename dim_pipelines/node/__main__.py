@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--home", type=Path)
     parser.add_argument("--name", default="")
     parser.add_argument("--listen", default="")
+    parser.add_argument("--secure-listen", default="")
+    parser.add_argument("--advertise", action="append")
     parser.add_argument("--ipfs", default="embedded")
     parser.add_argument("--public", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -50,6 +52,8 @@ def main() -> int:
             home=Home.at(given.home),
             name=given.name,
             listen=given.listen,
+            secure_listen=given.secure_listen,
+            advertise=tuple(given.advertise or ()),
             ipfs=given.ipfs,
             public=given.public,
             engine_threads=given.threads,

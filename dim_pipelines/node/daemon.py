@@ -8,35 +8,41 @@ second signal ends it at once; the engine processes die with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
-from dim_pipelines.content.open import open_store
+from dim_pipelines.bus.open_bus import open_bus
+from dim_pipelines.content.open import EMBEDDED, open_store
+from dim_pipelines.content.store import ContentStore
+from dim_pipelines.discovery.open_names import open_names
 from dim_pipelines.domain.dataset import MAX_SHARD_BYTES
-from dim_pipelines.domain.node import Device, NodeDescription
+from dim_pipelines.domain.node import NodeDescription
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.identity.keys import format_public_key, load_or_create_key, parse_public_key, public_bytes
+from dim_pipelines.identity.membership import Membership
 from dim_pipelines.identity.trust import Trust, load_trust
 from dim_pipelines.node import confinement
-from dim_pipelines.node.admission import DeviceMemory
 from dim_pipelines.node.blocks import BlockServicer
-from dim_pipelines.node.engine_host import EngineConfig, EngineHost, Hello
+from dim_pipelines.node.controls_file import ControlsFile, controls_path
+from dim_pipelines.node.devices import DeviceConfig, start_devices
 from dim_pipelines.node.epochs import Epochs
 from dim_pipelines.node.lifetime import NodeAddress, Stop, announced, locked, socket_in, stopping_by_signal
 from dim_pipelines.node.model_cache import ModelCache
+from dim_pipelines.node.networking import NodeNetwork, find_membership
 from dim_pipelines.node.plans import PlanReader
-from dim_pipelines.node.runner import Runner
 from dim_pipelines.node.service import NodeParts, NodeServicer
+from dim_pipelines.node.speeds import SpeedBook
+from dim_pipelines.node.state import NodeState
 from dim_pipelines.node.trusting import NodeTrust
 from dim_pipelines.settings import Home
 from dim_pipelines.telemetry.metrics import MetricsServer, NodeMetrics, RpcMetrics
@@ -52,9 +58,6 @@ NODE_FILE: Final = "node.json"
 """In the home's `node` folder while a daemon runs: its name, address, process id, key and metrics address."""
 DRAIN_S: Final = 60.0
 """How long a drain by signal waits for running tasks."""
-_CPU_SHARE: Final = 0.6
-_CUDA_SHARE: Final = 0.9
-_PROCESS_BYTES: Final = 2 << 30  # what an engine process needs besides its models: libraries, buffers, outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,10 @@ class NodeConfig:
     Attributes:
         home: its state; one daemon per home.
         name: for people, unique within a pool; the machine's name when empty.
-        listen: `unix:PATH` or a loopback `HOST:PORT`; a socket in the home when empty.
+        listen: `unix:PATH` or a loopback `HOST:PORT` for this machine; a socket in the home when empty.
+        secure_listen: `HOST:PORT` for others, with TLS; only in a home that has joined a network, where it is chosen
+            when empty.
+        advertise: `HOST:PORT`s at which others reach it; what the machine's addresses say when empty.
         ipfs: the content store (see `content/open`).
         public: allow a Kubo that is not shown to be private.
         engine_threads: compute threads of an engine process; part of the numerics class.
@@ -81,6 +87,8 @@ class NodeConfig:
     home: Home
     name: str = ""
     listen: str = ""
+    secure_listen: str = ""
+    advertise: tuple[str, ...] = ()
     ipfs: str = "embedded"
     public: bool = False
     engine_threads: int = 1
@@ -119,7 +127,10 @@ async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopp
         address = address or stack.enter_context(socket_in(home.node))
         check_free(address)  # now, because engine processes take seconds to start
         trust = _trust(home, config.trust)
-        key = public_bytes(load_or_create_key(home.node_key))
+        private = load_or_create_key(home.node_key)
+        key = public_bytes(private)
+        controls = ControlsFile(controls_path(home))
+        membership = _membership(config, private)
         registry = CollectorRegistry()
         metrics = NodeMetrics(registry)
         store = await open_store(config.ipfs, home, public=config.public)
@@ -132,27 +143,25 @@ async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopp
         confined = not (why := confinement.unavailable())
         if why:
             log.warning("models are not confined here (%s): only programs signed by this home's own key run", why)
-        hosts = [EngineHost(_engine(config, device, confined)) for device in config.devices]
-        for host in hosts:
-            stack.push_async_callback(host.kill)
-        hellos = [await host.start() for host in hosts]
-        numerics = _numerics(config.devices, hellos)
-        devices = tuple(_device(device, hello) for device, hello in zip(config.devices, hellos, strict=True))
-        budgets = [config.device_bytes or _budget(device) for device in devices]
-        runners = [
-            Runner(device.id, host, DeviceMemory(budget), metrics, task_timeout_s=config.task_timeout_s)
-            for device, host, budget in zip(devices, hosts, budgets, strict=True)
-        ]
-        for runner in runners:
-            metrics.engine_starts.labels(runner.device).inc()
-            await stack.enter_async_context(_looping(runner))
-        description = NodeDescription(name, key, _version(), devices, numerics, store.swarm, MAX_SHARD_BYTES)
-        own = public_bytes(load_or_create_key(home.user_key))
-        publishers = trust.publishers if confined else frozenset({own})
+        devices = await start_devices(_devices(config), home, stack, metrics, confined=confined)
+        base = NodeDescription(
+            name, key, _version(), devices.offered, devices.numerics, store.swarm, MAX_SHARD_BYTES,
+            id=membership.name if membership else "",
+        )  # fmt: skip
+        state = NodeState(base, controls, cache, SpeedBook(home.node / "speeds.json"))
+        trusting = NodeTrust(
+            trust.submitters,
+            trust.publishers if confined else frozenset({public_bytes(load_or_create_key(home.user_key))}),
+            roster=lambda: membership.roster if membership else None,
+            roster_publishers=bool(confined and membership and membership.trust_publishers),
+        )
+        plans = PlanReader(
+            store, cache, trusting, lambda model, licence: controls.current().admit_licence(model, licence)
+        )
         service = NodeServicer(
             NodeParts(
-                name, store, cache, PlanReader(store, cache, publishers), runners, epochs,
-                NodeTrust(trust.submitters), numerics, metrics, lambda: description,
+                name, store, cache, plans, devices.runners, epochs, trusting, devices.numerics, metrics,
+                state.describe, controls.current, state.local_time, state.measured, state.status,
             )
         )  # fmt: skip
 
@@ -162,8 +171,13 @@ async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopp
             files = (node_pb2.DESCRIPTOR, blocks_pb2.DESCRIPTOR)
             return [each.full_name for file in files for each in file.services_by_name.values()]
 
+        network = _network(config, membership, private, store, state, service) if membership else None
         server = await RpcServer.start(
-            address, register, RpcMetrics(registry), unbounded=frozenset({"/dim.v1.NodeService/Drain"})
+            address,
+            register,
+            RpcMetrics(registry),
+            unbounded=frozenset({"/dim.v1.NodeService/Drain"}),
+            secure=network.secure if network else None,
         )
         stack.push_async_callback(server.stop, 0.5)
         shown = ""
@@ -171,26 +185,76 @@ async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopp
             exporter = MetricsServer(registry, config.metrics_port)
             stack.push_async_callback(asyncio.to_thread, exporter.close)
             shown = exporter.address
-        here = NodeAddress(name, server.address, os.getpid(), format_public_key(key), shown)
-        stack.enter_context(announced(home.node / NODE_FILE, here))
+        here = NodeAddress(
+            name, server.address, os.getpid(), format_public_key(key), shown, server.secure_address,
+            membership.network if membership else "", base.id,
+        )  # fmt: skip
+        state.announce = stack.enter_context(announced(home.node / NODE_FILE, here))
+        if network:
+            state.network = network
+            network.on_reach(lambda: state.reached(here))
+            await stack.enter_async_context(network.running(server.secure_address))
+        watching = asyncio.create_task(state.watch(service))
+        stack.callback(watching.cancel)
         stopping.started()
         ready(here)
         await stopping.wait()
         log.info("draining")
+        service.draining = True
         await server.serving(False)
+        if network:
+            await network.say_farewell()
         finished, handed_back = await service.drain(DRAIN_S if stopping.patient else 0.5)
         log.info("drained: %d tasks finished, %d handed back", finished, handed_back)
 
 
-@asynccontextmanager
-async def _looping(runner: Runner) -> AsyncIterator[None]:
-    loop = asyncio.create_task(runner.run())
-    try:
-        yield
-    finally:
-        loop.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loop
+def _devices(config: NodeConfig) -> DeviceConfig:
+    home = config.home
+    return DeviceConfig(
+        devices=config.devices,
+        engines=config.engines,
+        threads=config.engine_threads,
+        device_bytes=config.device_bytes,
+        task_timeout_s=config.task_timeout_s,
+        secrets=(home.keys, home.network, home.trusted, home.root / "dim.db"),
+    )
+
+
+def _membership(config: NodeConfig, key: Ed25519PrivateKey) -> Membership | None:
+    """Give the home's membership as this node.
+
+    Raises:
+        ConfigurationError: it is damaged; or there is none, and it was said where to listen for others.
+    """
+    membership = find_membership(config.home, key)
+    if membership is None and (config.secure_listen or config.advertise):
+        raise ConfigurationError("this home is no node of a network", hint="dim network join INVITE")
+    if config.secure_listen:
+        check_free(config.secure_listen, secure=True)
+    return membership
+
+
+def _network(
+    config: NodeConfig,
+    membership: Membership,
+    key: Ed25519PrivateKey,
+    store: ContentStore,
+    state: NodeState,
+    service: NodeServicer,
+) -> NodeNetwork:
+    """Put the node's part in its network together; hints and names need a Kubo that others share."""
+    shared = config.ipfs != EMBEDDED
+    return NodeNetwork(
+        membership,
+        key,
+        listen=config.secure_listen,
+        advertised=config.advertise,
+        store=store,
+        names=open_names(config.ipfs, config.home) if shared else None,
+        bus=open_bus(config.ipfs, config.home, membership.network, key) if shared else None,
+        advertise=lambda: state.advertise(draining=service.draining),
+        roster_changed=service.check_trust,
+    )
 
 
 def _trust(home: Home, further: Sequence[str]) -> Trust:
@@ -199,53 +263,6 @@ def _trust(home: Home, further: Sequence[str]) -> Trust:
     for text in further:
         trust = trust.including(parse_public_key(text))
     return trust
-
-
-def _engine(config: NodeConfig, device: str, confine: bool) -> EngineConfig:
-    home, cpu = config.home, device == "cpu"
-    if not cpu and not (device.startswith("cuda:") and device[5:].isdigit()):
-        raise ConfigurationError(f"not a device: {device!r}", hint="it is cpu, or cuda:0, cuda:1 …")
-    return EngineConfig(
-        device=device,
-        engines=config.engines,
-        threads=config.engine_threads,
-        models=home.node / "models",
-        scratch=home.node / "scratch" / device.replace(":", "-"),
-        secrets=(home.node_key, home.user_key, home.trusted, home.root / "dim.db"),
-        memory_bytes=(config.device_bytes or int(_machine_bytes() * _CPU_SHARE)) + _PROCESS_BYTES if cpu else 0,
-        confine=confine,
-    )
-
-
-def _numerics(devices: Sequence[str], hellos: Sequence[Hello]) -> dict[str, str]:
-    """Give the engines that all devices offer in one numerics class.
-
-    Raises:
-        ConfigurationError: there is none, or the devices differ.
-    """
-    first = hellos[0].numerics
-    for device, hello in zip(devices, hellos, strict=True):
-        for engine, why in hello.missing.items():
-            log.warning("device %s offers no engine %s: %s", device, engine, why)
-        if hello.numerics != first:
-            raise ConfigurationError(
-                f"{devices[0]} and {device} compute in different numerics classes", hint="run one daemon for each kind"
-            )
-    if not first:
-        raise ConfigurationError("no engine can be imported", hint="pip install 'dim-pipelines[node]'")
-    return first
-
-
-def _device(device: str, hello: Hello) -> Device:
-    return Device(device, device.partition(":")[0], hello.device_name, hello.memory_bytes)
-
-
-def _budget(device: Device) -> int:
-    return int(device.memory_bytes * (_CPU_SHARE if device.kind == "cpu" else _CUDA_SHARE))
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _version() -> str:

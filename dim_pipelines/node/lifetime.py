@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ class NodeAddress:
         address: for `open_channel`.
         key: the node's public key, `ed25519:…`.
         metrics: URL of `/metrics`; empty when it is not served.
+        secure: where it speaks TLS, `HOST:PORT`; empty without a network.
+        network: the network's id; empty without one.
+        id: the node's IPNS name; empty without a network.
+        reach: `direct` | `attached`; empty until it is known.
     """
 
     name: str
@@ -28,6 +32,10 @@ class NodeAddress:
     pid: int
     key: str
     metrics: str
+    secure: str = ""
+    network: str = ""
+    id: str = ""
+    reach: str = ""
 
 
 @contextmanager
@@ -49,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def announced(path: Path, address: NodeAddress) -> Iterator[None]:
-    """Keep the announcement in a file, written whole, while the daemon serves."""
+def announced(path: Path, address: NodeAddress) -> Iterator[Callable[[NodeAddress], None]]:
+    """Keep the announcement in a file, written whole, while the daemon serves; gives what announces something else."""
     with lifetime.announced(path, asdict(address)):
-        yield
+        yield lambda other: lifetime.write_announcement(path, asdict(other))

@@ -36,6 +36,8 @@ class NodeProcess:
         key: its public key, `ed25519:…`.
         metrics: URL of its `/metrics`.
         home: its DIM_HOME.
+        secure: where it speaks TLS; empty without a network.
+        id: its IPNS name; empty without a network.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], pipe: int, home: Path, announced: dict[str, Any]) -> None:
@@ -49,6 +51,8 @@ class NodeProcess:
         self.pid = process.pid
         self.key = str(announced["key"])
         self.metrics = str(announced["metrics"])
+        self.secure = str(announced.get("secure", ""))
+        self.id = str(announced.get("id", ""))
 
     @classmethod
     def start(

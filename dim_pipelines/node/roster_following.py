@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -137,7 +137,7 @@ class RosterFollower:
             call.cancel()
             greeted.cancel()
 
-    def _greeted(self, done: asyncio.Future[object], contact: Contact, follow: bool) -> None:
+    def _greeted(self, done: asyncio.Future[Any], contact: Contact, follow: bool) -> None:
         if not done.cancelled() and done.exception() is None:
             self._heard(contact, follow)
 

@@ -142,10 +142,15 @@ def locked(folder: Path, name: str, what: str) -> Iterator[None]:
 @contextmanager
 def announced(path: Path, announcement: Mapping[str, Any]) -> Iterator[None]:
     """Keep an announcement in a file, written whole, while the server serves."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(dict(announcement)) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_announcement(path, announcement)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def write_announcement(path: Path, announcement: Mapping[str, Any]) -> None:
+    """Write an announcement whole, in place of the one before."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(dict(announcement)) + "\n", encoding="utf-8")
+    fresh.replace(path)

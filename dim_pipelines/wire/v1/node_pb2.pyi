@@ -843,7 +843,7 @@ class NodeStatus(_message.Message):
     HOURS_FIELD_NUMBER: _builtins.int
     CONTROLS_ERROR_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
-    NETWORK_NAME_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
     REACH_REASON_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
@@ -866,7 +866,8 @@ class NodeStatus(_message.Message):
     """why the newest controls.yaml is not in force"""
     network: _builtins.str
     """id; empty before one exists"""
-    network_name: _builtins.str
+    revoked: _builtins.str
+    """why it is no node of the network any more; empty: it is one"""
     reach: _builtins.str
     """direct | attached"""
     reach_reason: _builtins.str
@@ -904,7 +905,7 @@ class NodeStatus(_message.Message):
         hours: _builtins.str = ...,
         controls_error: _builtins.str = ...,
         network: _builtins.str = ...,
-        network_name: _builtins.str = ...,
+        revoked: _builtins.str = ...,
         reach: _builtins.str = ...,
         reach_reason: _builtins.str = ...,
         endpoints: _abc.Iterable[_builtins.str] | None = ...,
@@ -920,7 +921,7 @@ class NodeStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_to", b"attached_to", "certificates", b"certificates", "closed", b"closed", "controls_error", b"controls_error", "description", b"description", "endpoints", b"endpoints", "hours", b"hours", "network", b"network", "network_name", b"network_name", "reach", b"reach", "reach_reason", b"reach_reason", "roads", b"roads", "roster_seen_ms", b"roster_seen_ms", "roster_version", b"roster_version", "secure", b"secure", "sequence", b"sequence", "sessions", b"sessions", "state", b"state", "state_reason", b"state_reason", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_to", b"attached_to", "certificates", b"certificates", "closed", b"closed", "controls_error", b"controls_error", "description", b"description", "endpoints", b"endpoints", "hours", b"hours", "network", b"network", "reach", b"reach", "reach_reason", b"reach_reason", "revoked", b"revoked", "roads", b"roads", "roster_seen_ms", b"roster_seen_ms", "roster_version", b"roster_version", "secure", b"secure", "sequence", b"sequence", "sessions", b"sessions", "state", b"state", "state_reason", b"state_reason", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -250,6 +250,7 @@ async def test_health_reflection_metrics_and_node_json(shared_node: NodeProcess,
         "pid": shared_node.pid,
         "key": shared_node.key,
         "metrics": shared_node.metrics,
+        **dict.fromkeys(("secure", "network", "id", "reach"), ""),
     }
     socket_path = Path(shared_node.address.removeprefix("unix:"))
     assert (await asyncio.to_thread(socket_path.stat)).st_mode & 0o777 == 0o600
@@ -307,7 +308,7 @@ def test_addresses_and_homes_in_use_are_refused(shared_node: NodeProcess, tmp_pa
         NodeProcess.start(shared_node.home, name="x", engines=["echo"])
     with pytest.raises(ConfigurationError, match="not loopback") as caught:
         NodeProcess.start(tmp_path, name="x", listen="0.0.0.0:7000", engines=["echo"])
-    assert "TLS comes with networks" in caught.value.hint
+    assert "TLS comes with a network" in caught.value.hint
     with pytest.raises(ConfigurationError, match="no engine can be imported"):
         NodeProcess.start(tmp_path, name="x", engines=["nothing"])
 

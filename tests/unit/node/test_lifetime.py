@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dim_pipelines.errors import ConfigurationError
-from dim_pipelines.node import daemon
+from dim_pipelines.node import devices
 from dim_pipelines.node.daemon import NodeConfig, serve
 from dim_pipelines.node.engine_host import EngineHost
 from dim_pipelines.node.lifetime import UNIX_LIMIT, locked, socket_in
@@ -46,7 +46,7 @@ class Slow(EngineHost):
 
 @pytest.fixture
 async def slow(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
-    monkeypatch.setattr(daemon, "EngineHost", Slow)
+    monkeypatch.setattr(devices, "EngineHost", Slow)
     Slow.begun = asyncio.Event()
     return Slow
 
