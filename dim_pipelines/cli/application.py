@@ -13,7 +13,20 @@ from typing import Annotated, Final
 
 import typer
 
-from dim_pipelines.cli import batch, bench, bench_discovery, demo, doctor, gc, model, network, node, orchestrator, up
+from dim_pipelines.cli import (
+    batch,
+    bench,
+    bench_discovery,
+    demo,
+    doctor,
+    gc,
+    kubo,
+    model,
+    network,
+    node,
+    orchestrator,
+    up,
+)
 from dim_pipelines.cli.console import Exit, Screen, Trouble
 
 _USAGE_ERROR: Final[type[BaseException]] = typer.BadParameter.__bases__[0]
@@ -54,6 +67,7 @@ app.add_typer(demo.app, name="demo")
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.add_typer(network.app, name="network")
+app.add_typer(kubo.app, name="kubo")
 app.add_typer(orchestrator.app, name="orchestrator")
 app.command("gc")(gc.gc)
 app.command("doctor")(doctor.doctor)

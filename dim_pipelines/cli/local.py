@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -56,12 +56,13 @@ async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
     if ipfs != "kubo":
         yield ipfs
         return
-    from dim_pipelines.content.kubo_daemon import KuboDaemon, running_kubo
+    from dim_pipelines.content.kubo_daemon import running_kubo
+    from dim_pipelines.discovery.network_kubo import start_kubo
 
     if (address := running_kubo(home.root / "kubo")) is not None:
         yield address
         return
-    daemon = await KuboDaemon.start(home.root / "kubo")
+    daemon = await start_kubo(home)
     try:
         yield daemon.address
     finally:
@@ -86,10 +87,11 @@ async def content_store(home: Home, ipfs: str, *, public: bool = False) -> Async
 
 
 @contextmanager
-def node_homes(home: Home, count: int) -> Iterator[list[Path]]:
+def node_homes(home: Home, count: int, stem: str = "local") -> Iterator[list[Path]]:
     """Lend `count` folders under `home.nodes` that no other command on this machine uses meanwhile.
 
-    They are taken in order and kept, so that the next command finds the models its nodes already hold.
+    They are taken in order and kept, so that the next command finds the models its nodes already hold. Their names are
+    the stem and a number: nodes that are members of a network have other folders than those that are not.
     """
     home.nodes.mkdir(mode=0o700, parents=True, exist_ok=True)
     lent: list[Path] = []
@@ -98,18 +100,22 @@ def node_homes(home: Home, count: int) -> Iterator[list[Path]]:
         number = 0
         while len(lent) < count:
             number += 1
-            lock = os.open(home.nodes / f"local-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(home.nodes / f"{stem}-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)
                 continue
             locks.append(lock)
-            lent.append(home.nodes / f"local-{number}")
+            lent.append(home.nodes / f"{stem}-{number}")
         yield lent
     finally:
         for lock in locks:
             os.close(lock)
+
+
+Adopt = Callable[[Sequence[tuple[Path, str]]], None]
+"""Makes homes of nodes members of a network, given each home and its node's name; it may block."""
 
 
 class LocalNodes:
@@ -124,6 +130,7 @@ class LocalNodes:
         prefix: str,
         engines: Iterable[str] = (),
         public: bool = False,
+        adopt: Adopt | None = None,
     ) -> None:
         """Say which nodes; nothing is started yet.
 
@@ -134,7 +141,9 @@ class LocalNodes:
             prefix: the nodes' names are this and a number.
             engines: the only engines they need to have; all that can be imported when left out.
             public: they may add to a Kubo that is not shown to be private.
+            adopt: makes their homes, with their names, members of a network before they start; else they are in none.
         """
+        self._adopt = adopt
         self._options = [word for engine in sorted(set(engines)) for word in ("--engine", engine)]
         self._options += ["--public"] if public else []
         self._home = home
@@ -154,9 +163,12 @@ class LocalNodes:
         from dim_pipelines.node.process import StartingNode
 
         trusted = format_public_key(public_bytes(load_or_create_key(self._home.user_key)))
-        folders = self._folders.enter_context(node_homes(self._home, self._count))
-        for number, folder in enumerate(folders, start=1):
-            name = f"{self._prefix}-{number}"
+        stem = "local" if self._adopt is None else "member"
+        folders = self._folders.enter_context(node_homes(self._home, self._count, stem))
+        named = [(folder, f"{self._prefix}-{number}") for number, folder in enumerate(folders, start=1)]
+        if self._adopt is not None:
+            await asyncio.to_thread(self._adopt, named)
+        for folder, name in named:
             node = StartingNode.spawn(folder, name=name, trust=[trusted], ipfs=self._ipfs, options=self._options)
             self._nodes.append((node, asyncio.create_task(asyncio.to_thread(node.wait))))
         return [await asyncio.shield(serving) for _, serving in self._nodes]
@@ -173,9 +185,11 @@ class LocalNodes:
 
 
 @asynccontextmanager
-async def local_nodes(home: Home, count: int, ipfs: str, *, prefix: str) -> AsyncIterator[list[NodeProcess]]:
+async def local_nodes(
+    home: Home, count: int, ipfs: str, *, prefix: str, adopt: Adopt | None = None
+) -> AsyncIterator[list[NodeProcess]]:
     """Run local nodes while the block runs; arguments and errors as of `LocalNodes`."""
-    nodes = LocalNodes(home, count, ipfs, prefix=prefix)
+    nodes = LocalNodes(home, count, ipfs, prefix=prefix, adopt=adopt)
     try:
         yield await nodes.start()
     finally:

@@ -37,6 +37,7 @@ def private_config(
         ConfigurationError: a peer's address names no peer.
     """
     allowed = {"dim": {"AuthSecret": f"bearer:{secret}", "AllowedPaths": ["/api/v0"]}}
+    own = (config.get("Identity") or {}).get("PeerID")
     methods = ("find-providers", "provide", "find-peers", "get-ipns", "put-ipns")
     settings: dict[str, dict[str, Any]] = {
         "API": {"Authorizations": allowed if secret else {}},
@@ -60,7 +61,7 @@ def private_config(
         "AutoTLS": {"Enabled": False},
         "HTTPRetrieval": {"Enabled": False},
         "Version": {"SwarmCheckEnabled": False},
-        "Peering": {"Peers": read_peers(peers)},
+        "Peering": {"Peers": [each for each in read_peers(peers) if each["ID"] != own]},
         "Swarm": {
             "DisableNatPortMap": True,
             "RelayClient": {"Enabled": False},

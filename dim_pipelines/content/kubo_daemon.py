@@ -285,7 +285,10 @@ class KuboDaemon:
             with contextlib.suppress(DimError):
                 await KuboHttp(self._address).call("swarm/connect", peer, timeout_s=DIAL_S)
 
+        own = tuple(each.rpartition("/p2p/")[2] for each in self._swarm_addresses)
         for peer in peers:
+            if peer.endswith(own):
+                continue
             task = asyncio.create_task(connect(peer), name="kubo dials")
             self._dialling.add(task)
             task.add_done_callback(self._dialling.discard)
