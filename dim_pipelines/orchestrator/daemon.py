@@ -41,6 +41,7 @@ from dim_pipelines.orchestrator.dialback import DialBack
 from dim_pipelines.orchestrator.door import Door, keep
 from dim_pipelines.orchestrator.invites import Invites
 from dim_pipelines.orchestrator.link import LinkServicer
+from dim_pipelines.orchestrator.meeting_point import LOCK_FILE, ORCHESTRATOR_FILE, OrchestratorAddress
 from dim_pipelines.orchestrator.peers import Peers
 from dim_pipelines.orchestrator.prober import Prober
 from dim_pipelines.orchestrator.rosters import Rosters
@@ -54,10 +55,10 @@ from dim_pipelines.wire.server import RpcServer, SecureListener
 from dim_pipelines.wire.tls import ServerTls
 from dim_pipelines.wire.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
+__all__ = ["Orchestrator", "OrchestratorAddress", "OrchestratorConfig", "member_key", "serve"]
+
 log = logging.getLogger(__name__)
 
-ORCHESTRATOR_FILE: Final = "orchestrator.json"
-"""In the home's `network` folder while an orchestrator runs."""
 ROSTER_LOOK_S: Final = 0.5
 """How often SQL is asked whether another process of the network's editors has made a newer roster."""
 RENEW_DAYS: Final = 10
@@ -89,18 +90,6 @@ class OrchestratorConfig:
     parent: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OrchestratorAddress:
-    """What an orchestrator announces once it serves; also the content of `orchestrator.json`."""
-
-    pid: int
-    name: str
-    network: str
-    address: str
-    door: str
-    metrics: str = ""
-
-
 async def serve(config: OrchestratorConfig, *, ready: Callable[[OrchestratorAddress], None]) -> None:
     """Run an orchestrator until SIGTERM or SIGINT; a second signal ends the process at once.
 
@@ -114,11 +103,10 @@ async def serve(config: OrchestratorConfig, *, ready: Callable[[OrchestratorAddr
     """
     with stopping_by_signal(config.parent) as stopping, stopping.starting():
         async with AsyncExitStack() as stack:
-            stack.enter_context(locked(config.home.network, "orchestrator.lock", "an orchestrator"))
+            stack.enter_context(locked(config.home.network, LOCK_FILE, "an orchestrator"))
             orchestrator = await Orchestrator.open(config, stack)
             address = await orchestrator.start()
-            written = {**asdict(address)}
-            stack.enter_context(announced(config.home.network / ORCHESTRATOR_FILE, written))
+            stack.enter_context(announced(config.home.network / ORCHESTRATOR_FILE, asdict(address)))
             stopping.started()
             ready(address)
             await orchestrator.run_until(stopping)

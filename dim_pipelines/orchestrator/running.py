@@ -26,12 +26,14 @@ class Running:
         ipfs: `embedded`, or the address of the Kubo in use.
         page: URL of Dagster's page.
         nodes: addresses of the nodes that it started.
+        orchestrator: `HOST:PORT` of the orchestrator that it started; empty where another one is used.
     """
 
     pid: int
     ipfs: str
     page: str
     nodes: tuple[str, ...] = ()
+    orchestrator: str = ""
 
 
 @contextmanager
@@ -100,6 +102,12 @@ def find_running(home: Home) -> Running | None:
 def _read(home: Home) -> Running | None:
     try:
         value = json.loads((home.root / "up.json").read_text(encoding="utf-8"))
-        return Running(int(value["pid"]), str(value["ipfs"]), str(value["page"]), tuple(map(str, value["nodes"])))
+        return Running(
+            int(value["pid"]),
+            str(value["ipfs"]),
+            str(value["page"]),
+            tuple(map(str, value["nodes"])),
+            str(value.get("orchestrator", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None  # it is just starting

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,7 +130,7 @@ def locked(folder: Path, name: str, what: str) -> Iterator[None]:
     descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor)
         except OSError as error:
             raise ConfigurationError(
                 f"{what} runs in {folder.parent} already", hint="give each its own DIM_HOME"
@@ -137,6 +138,15 @@ def locked(folder: Path, name: str, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(lock: int) -> None:
+    for wait_s in (0.05, 0.1, 0.2):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(wait_s)  # a command that only looks whether it is held holds it for a moment
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
