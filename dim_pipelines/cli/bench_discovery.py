@@ -18,6 +18,10 @@ from dim_pipelines.errors import ConfigurationError
 
 VERIFIED_GOAL: Final = 2_000.0
 """Records a second that one core verifies, reads and judges."""
+TICK_GOAL_S: Final = 1.0
+"""The sensor's look at the whole table."""
+RANKING_GOAL_S: Final = 0.020
+"""Feasibility and rank of all nodes for a batch."""
 
 Part = Callable[[int, int, Screen], tuple[dict[str, Any], list[Figure]]]
 """Measures with (nodes, rounds) and gives what `--json` shows and the figures that have goals."""
@@ -25,7 +29,7 @@ Part = Callable[[int, int, Screen], tuple[dict[str, Any], list[Figure]]]
 
 def discovery(
     parts: Annotated[
-        str | None, typer.Option("--parts", metavar="A,B", help="Only these of: records, blocks, links.")
+        str | None, typer.Option("--parts", metavar="A,B", help="Only these of: records, table, blocks, links.")
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=10, help="Nodes that exist on paper.")] = 1000,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each is measured; the median is taken.")] = 5,
@@ -65,6 +69,23 @@ def _records(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], l
     return {"verified_per_s": round(rate, 1)}, [Figure("records verified a second by one core", rate, VERIFIED_GOAL)]
 
 
+def _table(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], list[Figure]]:
+    from dim_pipelines.cli.bench_pool import measure_looks
+
+    looked = measure_looks(nodes, rounds)
+    figures = [
+        Figure(f"the sensor's look at {nodes:,} new nodes, s", looked.tick_s, TICK_GOAL_S, at_most=True),
+        Figure("the same when nothing has changed, s", looked.idle_tick_s, TICK_GOAL_S, at_most=True),
+        Figure(f"full ranking of {nodes:,} nodes, s", looked.ranking_s, RANKING_GOAL_S, at_most=True),
+    ]
+    record = {
+        "tick_s": round(looked.tick_s, 4),
+        "idle_tick_s": round(looked.idle_tick_s, 4),
+        "ranking_s": round(looked.ranking_s, 5),
+    }
+    return record, figures
+
+
 def _blocks(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], list[Figure]]:
     from dim_pipelines.cli.bench_blocks import measure_blocks
 
@@ -102,5 +123,5 @@ def _links(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], lis
     return record, []
 
 
-PARTS: Final[dict[str, Part]] = {"records": _records, "blocks": _blocks, "links": _links}
+PARTS: Final[dict[str, Part]] = {"records": _records, "table": _table, "blocks": _blocks, "links": _links}
 """What can be measured, in this order."""
