@@ -19,7 +19,7 @@ from dim_pipelines.resources.portal import PortalResource
 from dim_pipelines.sensors.ipns_nodes import ipns_nodes
 from dim_pipelines.sensors.queued_batches import queued_batches
 
-database, pool = DatabaseResource(), NodePoolResource()
+database, content_store, pool = DatabaseResource(), ContentStoreResource(), NodePoolResource()
 
 defs = dg.Definitions(
     assets=[dataset, results, report, nodes, node_pool],
@@ -30,9 +30,9 @@ defs = dg.Definitions(
         "home": HomeResource(),
         "database": database,
         "portal": PortalResource(),
-        "content_store": ContentStoreResource(),
+        "content_store": content_store,
         "node_pool": pool,
-        "network": NetworkResource(database=database, node_pool=pool),
+        "network": NetworkResource(database=database, node_pool=pool, content_store=content_store),
         "io_manager": CidIOManagerResource(),
     },
     # One process per run: channels, store and loop are shared by all steps of a batch.

@@ -10,6 +10,8 @@ from dim_pipelines.database.engine import open_database
 from dim_pipelines.discovery.node_table import NodeTable
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.orchestrator.network_view import NetworkView
+from dim_pipelines.orchestrator.survey import Survey, orchestrator_runs
+from dim_pipelines.resources.content_store import ContentStoreResource
 from dim_pipelines.resources.database import DatabaseResource
 from dim_pipelines.resources.node_pool import NodePoolResource
 from dim_pipelines.settings import Home
@@ -21,11 +23,13 @@ class NetworkResource(dg.ConfigurableResource[NetworkView]):
     Attributes:
         database: where the node table is.
         node_pool: addresses named there or in DIM_NODES take the network's place.
+        content_store: its IPFS is also where names stand.
         quorum: see its description.
     """
 
     database: DatabaseResource
     node_pool: NodePoolResource
+    content_store: ContentStoreResource
     quorum: int = Field(default=1, ge=0, description="How many nodes should take work; the check `quorum` tells.")
 
     @contextmanager
@@ -33,9 +37,25 @@ class NetworkResource(dg.ConfigurableResource[NetworkView]):
         """Read the membership anew, because a home may join, and be revoked, while a code server runs."""
         home = Home.at()
         membership = Membership.load(home)
+        table = NodeTable(open_database(self.database.url or home.database_url))
+        survey = None
+        if membership is not None and not orchestrator_runs(home):
+            survey = _survey(membership, table, self.content_store.resolve()).look
         yield NetworkView(
             network="" if membership is None else membership.network,
-            table=NodeTable(open_database(self.database.url or home.database_url)),
+            table=table,
             named=tuple(self.node_pool.named()),
             quorum=self.quorum,
+            survey=survey,
         )
+
+
+_surveys: dict[tuple[str, str, str], Survey] = {}
+
+
+def _survey(membership: Membership, table: NodeTable, ipfs: str) -> Survey:
+    """Give the survey that the process has for a home: it remembers since when it listens and whom it asked."""
+    key = (str(membership.home.root), membership.network, ipfs)
+    if key not in _surveys:
+        _surveys[key] = Survey(membership, table, ipfs)
+    return _surveys[key]
