@@ -33,10 +33,22 @@ from dim_pipelines.domain.events import (
 )
 from dim_pipelines.domain.format import Format
 from dim_pipelines.domain.grant import Grant, Signature, SignedGrant
+from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.model import ModelDescription, ModelInput, ModelOutput, Step
+from dim_pipelines.domain.roster import (
+    Delegation,
+    Invite,
+    Limits,
+    Member,
+    Revocation,
+    Roster,
+    RosterPage,
+    SignedRoster,
+)
 from dim_pipelines.domain.work import ModelUse, Plan, PlanStep, Provenance, Work
 from dim_pipelines.identity.authority import issue_grant
 from dim_pipelines.identity.keys import public_bytes
+from dim_pipelines.identity.roster import RosterView, found_network
 from dim_pipelines.identity.signatures import MODEL_DOMAIN, sign
 from dim_pipelines.wire.codec import (
     outcome_from_wire,
@@ -242,6 +254,48 @@ def shard_tables() -> dict[str, pa.Table]:
     }
 
 
+ROOT = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+MEMBERS = (
+    Member(key=public_bytes(KEY), roles=("node",), owner="ana", label="lab-1", admitted_ms=1_800_000_000_000),
+    Member(
+        key=public_bytes(ROOT),
+        roles=("orchestrator", "run_host"),
+        owner="operator",
+        limits=Limits(max_sessions=4, max_streams=16),
+        ca=b"0\x82CA",
+        certificate=b"0\x82certificate",
+        addresses=("10.0.0.1:7000", "[fd00::1]:7000"),
+        doors=("10.0.0.1:7001",),
+        admitted_ms=1_800_000_000_000,
+    ),
+)
+REVOKED = Revocation(key=bytes(32), reason="lost", revoked_ms=1_800_000_000_001)
+
+
+def network_formats() -> dict[str, Format]:
+    signed, _ = found_network(ROOT, KEY, MEMBERS, 1_800_000_000_000)
+    outer = SignedRoster.decode(signed)
+    roster = Roster.decode(outer.roster)
+    return {
+        "signed-roster": outer,
+        "roster": roster,
+        "roster-page": RosterPage(members=MEMBERS, revoked=(REVOKED,)),
+        "delegation": Delegation.decode(roster.delegation),
+        "invite": Invite(
+            network=roster.network,
+            doors=("10.0.0.1:7001",),
+            certificates=(bytes(range(32)),),
+            id="0011223344556677",
+            secret=bytes(range(32)),
+            roles=("node",),
+            not_after_ms=1_800_000_000_000,
+        ),
+    }
+
+
+FORMATS |= network_formats()
+
+
 def make_vectors() -> dict[str, Callable[[], tuple[str, bytes]]]:
     """Give name → what makes its file's suffix and bytes."""
     made: dict[str, Callable[[], tuple[str, bytes]]] = {}
@@ -324,6 +378,13 @@ def test_signatures_and_grants_in_the_vectors_are_valid() -> None:
     KEY.public_key().verify(inner.signature, b"dim/grant/1\0" + Cid.of(DAG_CBOR, signed.grant))
     assert Grant.decode(signed.grant) == GRANT
     assert inner.key == public_bytes(KEY)
+
+
+def test_the_roster_in_the_vectors_holds_and_names_its_pages() -> None:
+    signed = (VECTORS / "signed-roster.cbor").read_bytes()
+    _, pages = found_network(ROOT, KEY, MEMBERS, 1_800_000_000_000)
+    view = RosterView.open(signed, pages, ipns_name(public_bytes(ROOT)), 1_800_000_000_000)
+    assert sorted(member.owner for member in view.members.values()) == ["ana", "operator"]
 
 
 def test_kubo_gives_the_same_cids(ipfs_binary: Path, tmp_path: Path) -> None:
