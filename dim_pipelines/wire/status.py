@@ -20,6 +20,8 @@ CODE_KEY: Final = "dim-error-code"
 HINT_KEY: Final = "dim-error-hint"
 REQUEST_KEY: Final = "dim-request-id"
 _MAX_MESSAGE: Final = 2000
+_LOST_STATUS: Final = "Internal error from Core"
+"""What grpc.aio says in place of the server's status where a write fails because the stream has just ended."""
 _PRINTABLE: Final = " !\"#$&'()*+,-./:;<=>?@[]^_`{|}~"
 
 _STATUS: Final[Mapping[type[DimError], grpc.StatusCode]] = {
@@ -112,6 +114,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DimError:
         kind = _MEANING.get(error.code(), errors.NodeError)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             message = "the node did not answer in time"
+        elif message == _LOST_STATUS:
+            kind, message = errors.NodeUnreachable, "the other side ended the stream"
         elif error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith("failed to connect"):
             # A handshake that fails has no status of its own.
             message, hint = next((told for part, told in _HANDSHAKES.items() if part in message), (message, hint))

@@ -41,6 +41,7 @@ from dim_pipelines.wire.tls import PinnedPeer, ServerTls
 
 ECHO = "/test.Echo/Echo"
 FETCH = "/test.Echo/Fetch"
+SECRET = "/test.Echo/Secret"
 NETWORK = "k51network"
 
 
@@ -200,6 +201,7 @@ class Stage:
         def register(server: grpc.aio.Server) -> list[str]:
             handlers = {
                 "Echo": grpc.stream_stream_rpc_method_handler(echo),
+                "Secret": grpc.stream_stream_rpc_method_handler(echo),
                 "Fetch": grpc.unary_stream_rpc_method_handler(fetch),
             }
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
@@ -253,6 +255,7 @@ async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     from dim_pipelines.wire import callers
 
     everyone = frozenset({"run_host", "orchestrator", "node"})
-    monkeypatch.setattr(callers, "METHOD_ROLES", {**METHOD_ROLES, ECHO: everyone, FETCH: everyone})
+    roles = {ECHO: everyone, FETCH: everyone, SECRET: frozenset({"orchestrator"})}
+    monkeypatch.setattr(callers, "METHOD_ROLES", {**METHOD_ROLES, **roles})
     async with AsyncExitStack() as stack:
         yield Stage(tmp_path, stack)
