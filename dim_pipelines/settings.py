@@ -68,6 +68,11 @@ class Home:
         return self.root / "trusted.yaml"
 
     @property
+    def settings(self) -> Path:
+        """Settings that hold for the whole home, as YAML; missing where all are as they come."""
+        return self.root / "settings.yaml"
+
+    @property
     def dagster(self) -> Path:
         """DAGSTER_HOME of this installation."""
         return self.root / "dagster"
@@ -96,3 +101,31 @@ class Home:
     def nodes(self) -> Path:
         """Homes of the local nodes that `dim up` and `dim demo` start."""
         return self.root / "nodes"
+
+
+def ranking_settings(home: Home) -> dict[str, object]:
+    """Give the weights of the ranking as they were written, by name; what they mean is `scheduling.ranking`'s.
+
+    The file says `ranking: {speed: 3, price: 0}`, and the variable `DIM_RANKING=speed=3,price=0` goes before it.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is no such thing.
+    """
+    values: dict[str, object] = {}
+    if home.settings.exists():
+        import yaml
+
+        try:
+            read = yaml.safe_load(home.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"cannot read {home.settings}: {error}") from error
+        ranking = (read or {}).get("ranking", {}) if isinstance(read or {}, dict) else None
+        if not isinstance(ranking, dict):
+            raise ConfigurationError(f"{home.settings} is wrong", hint="it looks like: ranking: {speed: 3, price: 0}")
+        values.update({str(name): value for name, value in ranking.items()})
+    for part in filter(None, (part.strip() for part in os.environ.get("DIM_RANKING", "").split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigurationError(f"DIM_RANKING holds {part!r}", hint="it looks like: DIM_RANKING=speed=3,price=0")
+        values[name.strip()] = value.strip()
+    return values

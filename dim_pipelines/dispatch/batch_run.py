@@ -148,7 +148,7 @@ class BatchRun:
         dispatcher = Dispatcher(
             self._assignment,
             transfer,
-            grant=partial(_grant, self._batch, self._epoch, key, pool.network),
+            grant=partial(_grant, self._batch, self._epoch, key, pool),
             plan=self._planned.plan.cid(),
             numerics=self._numerics,
             task=self._inputs.task,
@@ -218,12 +218,12 @@ class BatchRun:
         )
 
 
-def _grant(batch: Batch, epoch: int, key: Ed25519PrivateKey, network: str) -> bytes:
+def _grant(batch: Batch, epoch: int, key: Ed25519PrivateKey, pool: NodePool) -> bytes:
     grant = Grant(
-        network=network,
+        network=pool.network,
         batch=batch.id,
         epoch=epoch,
-        owner=batch.owner,
+        owner=pool.owner_of(batch.owner),
         holder=hashlib.sha256(public_bytes(key)).digest(),
         not_after_ms=time.time_ns() // 1_000_000 + int(GRANT_S * 1000),
     )

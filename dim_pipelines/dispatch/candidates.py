@@ -12,9 +12,9 @@ from typing import Final
 from dim_pipelines.content.models import ModelPackage
 from dim_pipelines.content.store import ContentStore
 from dim_pipelines.content.unixfs import file_size
-from dim_pipelines.dispatch.head import Batch
 from dim_pipelines.dispatch.node_pool import NodePool, PoolNode
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
+from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.errors import NoFeasibleNode
 from dim_pipelines.scheduling.attendance import Presence, Standing
 from dim_pipelines.scheduling.feasibility import Need, choose_numerics, class_on, infeasible
@@ -28,9 +28,16 @@ PATIENCE_S: Final = 5.0
 _ASK_AGAIN_S: Final = 0.5
 
 
-def need_of(batch: Batch, models: Sequence[ModelPackage], max_shard_bytes: int = 0) -> Need:
-    """Say what a batch needs of a node; its numerics class is left open."""
-    requirements = batch.spec.requirements
+def need_of(spec: BatchSpec, models: Sequence[ModelPackage], owner: str, max_shard_bytes: int = 0) -> Need:
+    """Say what a batch needs of a node; its numerics class is left open.
+
+    Args:
+        spec: the batch.
+        models: its models.
+        owner: whose it is, as nodes know them.
+        max_shard_bytes: bytes of its largest input shard, 0 when unknown.
+    """
+    requirements = spec.requirements
     return Need(
         models=tuple((model.description.engine, model.description.dtype) for model in models),
         device=requirements.device,
@@ -39,18 +46,20 @@ def need_of(batch: Batch, models: Sequence[ModelPackage], max_shard_bytes: int =
         max_shard_bytes=max_shard_bytes,
         packages=tuple(model.cid for model in models),
         licences=tuple(model.description.licence for model in models),
-        owner=batch.owner,
+        owner=owner,
     )
 
 
-async def read_need(batch: Batch, models: Sequence[ModelPackage], inputs: ShardInputs, store: ContentStore) -> Need:
+async def read_need(
+    spec: BatchSpec, models: Sequence[ModelPackage], owner: str, inputs: ShardInputs, store: ContentStore
+) -> Need:
     """Say what a batch needs of a node, its shards' size included; its numerics class is left open.
 
     Raises:
         ContentError: the first shard cannot be read.
     """
     # all shards but the last have the same number of rows: the first stands for them
-    return need_of(batch, models, await file_size(store, inputs.cid(0)) if len(inputs) else 0)
+    return need_of(spec, models, owner, await file_size(store, inputs.cid(0)) if len(inputs) else 0)
 
 
 async def ask_nodes(pool: NodePool, need: Need) -> list[PoolNode]:

@@ -140,6 +140,10 @@ class NodePool:
             raise NodeRefused(f"another node stands at {client.address} now, called {described.name}")
         return client
 
+    def owner_of(self, owner: str) -> str:
+        """Name the owner of a batch as the nodes know them."""
+        return owner
+
     async def reputations(self, classes: Mapping[str, str]) -> dict[str, Reputation]:
         """Give what is known of nodes: id → numerics class, to id → reputation. Here nobody keeps any."""
         return {}

@@ -108,7 +108,7 @@ async def _run(
     inputs = ShardInputs()
     async for _, cid, rows in shards(store, root):
         inputs.append(cid, rows)
-    need = await read_need(batch, models, inputs, store)
+    need = await read_need(batch.spec, models, pool.owner_of(batch.owner), inputs, store)
     looked: list[PoolNode] | None = None
     if batch.spec.numerics == ANY:
         numerics = ANY
