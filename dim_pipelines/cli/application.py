@@ -77,6 +77,7 @@ app.add_typer(bench.app, name="bench")
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; nothing but `SystemExit` of a second signal leaves it."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it logs each stranger's handshake; DIM counts refusals itself
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     screen = Screen("--json" in own, "--debug" in own)

@@ -75,7 +75,7 @@ def _renew(screen: Screen, home: Home, root_key: Path | None) -> int:
     from dim_pipelines.errors import ConfigurationError
     from dim_pipelines.orchestrator.admissions import load_key, root_key_path
     from dim_pipelines.orchestrator.door import keep
-    from dim_pipelines.orchestrator.founding import open_editor
+    from dim_pipelines.orchestrator.founding import keep_root_record, open_editor
 
     path = root_key or root_key_path(home)
     root = load_key(path)
@@ -84,6 +84,7 @@ def _renew(screen: Screen, home: Home, root_key: Path | None) -> int:
     editor, now = open_editor(home, _now_ms()), _now_ms()
     view = editor.admissions.renew(editor.membership.roster, root, now)
     keep(editor.membership, view, now)
+    keep_root_record(home, root, view)
     ends = view.delegation.not_after_ms
     screen.result(
         {"network": view.network, "version": view.version, "not_after_ms": ends},

@@ -49,6 +49,11 @@ class Admissions:
         self._key = admission_key
 
     @property
+    def key(self) -> Ed25519PrivateKey | None:
+        """The admission key, where it is here."""
+        return self._key
+
+    @property
     def can_edit(self) -> bool:
         """Whether the admission key is here."""
         return self._key is not None

@@ -21,6 +21,8 @@ from prometheus_client import CollectorRegistry
 
 from dim_pipelines.bus.bus import Bus
 from dim_pipelines.bus.open_bus import open_bus
+from dim_pipelines.content.open import open_store
+from dim_pipelines.content.store import ContentStore
 from dim_pipelines.database.engine import Database, open_database
 from dim_pipelines.discovery.names import NameService
 from dim_pipelines.discovery.node_states import Attached, Detached
@@ -34,16 +36,17 @@ from dim_pipelines.identity.certificates import Ca, client_public_key, load_or_c
 from dim_pipelines.identity.joining import keep_certificates, renew_certificates
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
 from dim_pipelines.identity.membership import Membership
-from dim_pipelines.identity.roster import RosterView
 from dim_pipelines.orchestrator.addresses import advertised, remembered
 from dim_pipelines.orchestrator.admissions import Admissions, admission_key_path, load_key, root_key_path
 from dim_pipelines.orchestrator.dialback import DialBack
 from dim_pipelines.orchestrator.door import Door, keep
+from dim_pipelines.orchestrator.founding import keep_root_record
 from dim_pipelines.orchestrator.invites import Invites
 from dim_pipelines.orchestrator.link import LinkServicer
 from dim_pipelines.orchestrator.meeting_point import LOCK_FILE, ORCHESTRATOR_FILE, OrchestratorAddress
 from dim_pipelines.orchestrator.peers import Peers
 from dim_pipelines.orchestrator.prober import Prober
+from dim_pipelines.orchestrator.roster_roads import RosterRoads
 from dim_pipelines.orchestrator.rosters import Rosters
 from dim_pipelines.orchestrator.service import OrchestratorServicer
 from dim_pipelines.settings import Home
@@ -76,6 +79,7 @@ class OrchestratorConfig:
         listen: `HOST:PORT` for members; port 0 takes the one it had, else a free one.
         door: `HOST:PORT` for those who want to become members.
         ipfs: where names and hints go: `embedded`, or the address of a Kubo.
+        public: allow a Kubo that is not shown to be private.
         advertise: `HOST` or `HOST:PORT` at which others find it, where that is not `listen`.
         metrics_port: port of `/metrics` on 127.0.0.1, 0 for a free one; None: not served.
         parent: a descriptor that ends when the parent process does; the orchestrator ends then, too.
@@ -85,6 +89,7 @@ class OrchestratorConfig:
     listen: str = "127.0.0.1:0"
     door: str = "127.0.0.1:0"
     ipfs: str = "embedded"
+    public: bool = False
     advertise: tuple[str, ...] = ()
     metrics_port: int | None = None
     parent: int | None = None
@@ -124,6 +129,7 @@ class Orchestrator:
         database: Database,
         names: NameService,
         bus: Bus,
+        store: ContentStore,
     ) -> None:
         """Use `open`."""
         self.config, self.membership, self._stack, self._key = config, membership, stack, key
@@ -133,7 +139,7 @@ class Orchestrator:
         self._ca: Ca = load_or_create_ca(config.home, membership.network, membership.name)
         self._invites = Invites(database)
         self.resolver = Resolver(self.table, membership, names, bus)
-        self._names, self._bus = names, bus
+        self._names, self._bus, self._store = names, bus, store
         self._registry = CollectorRegistry()
         self._links = LinkServicer(
             peer_of,
@@ -157,6 +163,7 @@ class Orchestrator:
 
         Raises:
             ConfigurationError: the home is in no network, or no orchestrator of it.
+        ContentUnavailable: the content store does not answer.
         """
         home = config.home
         membership = Membership.load(home)
@@ -177,7 +184,9 @@ class Orchestrator:
         stack.push_async_callback(names.close)
         bus = open_bus(config.ipfs, home, membership.network, key)
         stack.push_async_callback(bus.close)
-        return cls(config, stack, membership, key, database, names, bus)
+        store = await open_store(config.ipfs, home, public=config.public)
+        stack.push_async_callback(store.close)
+        return cls(config, stack, membership, key, database, names, bus, store)
 
     async def start(self) -> OrchestratorAddress:
         """Listen, be entered in the roster, and have certificates.
@@ -196,7 +205,8 @@ class Orchestrator:
             secure=SecureListener(remembered(config.listen, known.addresses), tls),
         )
         self._stack.push_async_callback(main.stop, 0.5)
-        self._stack.callback(self._links.close)  # before the server stops, so that nodes turn elsewhere at once
+        for part in (self._links, self._service):  # before the server stops, so that nodes turn elsewhere at once
+            self._stack.callback(part.close)
         door = await RpcServer.start(
             "",
             self._register_door,
@@ -240,10 +250,18 @@ class Orchestrator:
         )
         self.resolver.on_change(self._service.node_changed)
         self.resolver.on_change(self._prober.soon)
-        membership.on_roster(lambda view: self._begin(self._tell_roster(view)))
+        roads = RosterRoads(membership, self._rosters, self._names, self._bus, self._store, self._admissions.key)
+        membership.on_roster(lambda view: roads.changed())
         working = [
             asyncio.create_task(each)
-            for each in (self.resolver.run(), self._prober.run(), peers.run(), self._follow_sql(), self._chores())
+            for each in (
+                self.resolver.run(),
+                self._prober.run(),
+                peers.run(),
+                roads.run(),
+                self._follow_sql(),
+                self._chores(),
+            )
         ]
         if not self._admissions.can_edit:
             working.append(asyncio.create_task(self._keep_certificates()))
@@ -294,7 +312,9 @@ class Orchestrator:
         if root is None:
             log.warning("the permission to sign rosters ends soon: dim network init --renew --root-key FILE")
             return
-        keep(self.membership, await asyncio.to_thread(self._admissions.renew, view, root, now), now)
+        renewed = await asyncio.to_thread(self._admissions.renew, view, root, now)
+        keep(self.membership, renewed, now)
+        keep_root_record(self.config.home, root, renewed)
 
     async def _chores(self) -> None:
         """Renew what ends: own client certificates well before their day is over, and the permission to sign."""
@@ -326,13 +346,6 @@ class Orchestrator:
                         keep(self.membership, newest, _now_ms())
             except DimError as error:
                 log.warning("the roster in the database was not taken: %s", error.message)
-
-    async def _tell_roster(self, view: RosterView) -> None:
-        """Keep a new roster in SQL, and tell the other roads of it."""
-        try:
-            await asyncio.to_thread(self._rosters.keep, view, _now_ms())
-        except DimError as error:
-            log.info("a roster was not kept in the database: %s", error.message)
 
     def _limits(self, name: str) -> Limits:
         member = self.membership.roster.members.get(name)

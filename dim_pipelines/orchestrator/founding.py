@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from dim_pipelines.database.engine import open_database
+from dim_pipelines.discovery.roster_record import make_root_record
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.roster import Member, Role
 from dim_pipelines.errors import ConfigurationError, Forbidden
 from dim_pipelines.identity.certificates import client_public_key, load_or_create_ca, store_client
+from dim_pipelines.identity.files import write_whole
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
 from dim_pipelines.identity.membership import Door, Membership
-from dim_pipelines.identity.roster import found_network
+from dim_pipelines.identity.roster import RosterView, found_network
 from dim_pipelines.orchestrator.admissions import Admissions, admission_key_path, load_key, root_key_path
 from dim_pipelines.orchestrator.door import keep
+from dim_pipelines.orchestrator.roster_roads import root_record_path
 from dim_pipelines.orchestrator.rosters import Rosters
 from dim_pipelines.settings import Home
 from dim_pipelines.wire.access import Peer
@@ -67,7 +72,13 @@ def found(home: Home, label: str, owner: str, now_ms: int) -> Membership:
         swarm_key=secrets.token_bytes(32),
     )
     Rosters(open_database(home.database_url), membership.network).keep(membership.roster, now_ms)
+    keep_root_record(home, root, membership.roster)
     return membership
+
+
+def keep_root_record(home: Home, root_key: Ed25519PrivateKey, view: RosterView) -> None:
+    """Keep the record under the network's name, so that it can be published while the root key is elsewhere."""
+    write_whole(root_record_path(home), make_root_record(root_key, view.roster.delegation))
 
 
 def open_editor(home: Home, now_ms: int) -> Editor:

@@ -16,7 +16,7 @@ import grpc
 from dim_pipelines.discovery.node_table import NodeRow, NodeTable
 from dim_pipelines.discovery.resolver import Resolver
 from dim_pipelines.domain.cid import Cid
-from dim_pipelines.errors import DimError, Forbidden, QuotaExceeded
+from dim_pipelines.errors import DimError, Forbidden, NodeUnreachable, QuotaExceeded
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.identity.roster import RosterView
 from dim_pipelines.orchestrator.changes import Changes, heard
@@ -59,8 +59,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._pages: OrderedDict[int, frozenset[Cid]] = OrderedDict()
         self._watches: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
+        self._stopping = False
         membership.on_roster(self._roster_changed)
         self._remember(membership.roster)
+
+    def close(self) -> None:
+        """End the open streams, so that who follows turns to another orchestrator at once."""
+        self._stopping = True
+        self._rosters.ring()
+        self._nodes.ring()
 
     def node_changed(self, name: str) -> None:
         """Have the streams of WatchNodes look at the table."""
@@ -100,6 +107,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 if not request.follow:
                     return
                 await ring.wait()
+                self._check_open()
 
     async def ListNodes(
         self, request: orchestrator_pb2.ListNodesRequest, context: Context
@@ -121,6 +129,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     change = max(change, row.change)
                     yield _state(row)
                 await heard(ring, LOOK_S)
+                self._check_open()
 
     async def GetNode(
         self, request: orchestrator_pb2.GetNodeRequest, context: Context
@@ -167,6 +176,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._remember(view)
         self._rosters.ring()
         self._nodes.ring()
+
+    def _check_open(self) -> None:
+        if self._stopping:
+            raise NodeUnreachable("the orchestrator is stopping")
 
     def _remember(self, view: RosterView) -> None:
         self._pages[view.version] = frozenset(view.roster.pages)
