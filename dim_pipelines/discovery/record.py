@@ -40,6 +40,9 @@ _STANDARD: Final = frozenset({"TTL", "Value", "Sequence", "Validity", "ValidityT
 _EOL: Final = 0
 _TIME: Final = re.compile(rb"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z")
 _UNSIGNED_64: Final = 1 << 64
+_MOST_PLACES: Final = 16
+_ENDPOINT: Final = re.compile(r"[!-~]{1,255}:[0-9]{1,5}")
+_DAY_MIN: Final = 1440
 _COPIES: Final = {
     entry.VALUE: "Value",
     entry.VALIDITY_TYPE: "ValidityType",
@@ -235,6 +238,8 @@ def read_node_record(raw: bytes, name: str) -> NodeRecord:
         raise RecordForged("the record's value is not the CID of the advertisement in it")
     if record.sequence > MAX_SEQUENCE:
         raise RecordForged("the record's sequence is out of range")
+    _check_fields(fields)
+    _check_advertisement(advertisement)
     return NodeRecord(
         name=record.name,
         key=public_of(record.name),
@@ -262,6 +267,33 @@ def digest_of(raw: bytes) -> bytes:
 def name_of(key: Ed25519PrivateKey) -> str:
     """Give the IPNS name of a key."""
     return ipns_name(public_bytes(key))
+
+
+def _check_fields(fields: RecordFields) -> None:
+    """Refuse what DIM never writes, so that nobody further on has to ask.
+
+    Raises:
+        RecordForged: a field is out of its bounds.
+    """
+    if len(fields.boot) != 16 or not 0 <= fields.issued_ms <= MAX_SEQUENCE:
+        raise RecordForged("the record's fields boot or issued_ms are out of bounds")
+    if len(fields.endpoints) > _MOST_PLACES or len(fields.attached_to) > _MOST_PLACES:
+        raise RecordForged(f"the record names more than {_MOST_PLACES} places")
+    if not all(_ENDPOINT.fullmatch(each) for each in fields.endpoints):
+        raise RecordForged("the record has an endpoint that is not HOST:PORT")
+
+
+def _check_advertisement(said: Advertisement) -> None:
+    """Refuse numbers that would turn a ranking or a column upside down.
+
+    Raises:
+        RecordForged: one is out of its bounds.
+    """
+    numbers = [said.max_input_bytes, said.max_sessions, said.price, *(each.memory_bytes for each in said.devices)]
+    for speed in said.speeds:
+        numbers += (speed.rows_per_1000_s, speed.spread_per_mille, speed.samples)
+    if not all(0 <= number <= MAX_SEQUENCE for number in numbers) or abs(said.utc_offset_min) > _DAY_MIN:
+        raise RecordForged("a number in the advertisement is out of bounds")
 
 
 def _read_data(data: bytes) -> dict[str, Any]:
