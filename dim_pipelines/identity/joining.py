@@ -29,7 +29,14 @@ from dim_pipelines.errors import (
     RolledBack,
     Unauthenticated,
 )
-from dim_pipelines.identity.certificates import SKEW, check_client, client_public_key, server_name, store_client
+from dim_pipelines.identity.certificates import (
+    SKEW,
+    ServerIdentity,
+    check_client,
+    client_public_key,
+    server_name,
+    store_client,
+)
 from dim_pipelines.identity.invites import parse_invite
 from dim_pipelines.identity.join_requests import Nonces, join_request, verify_join
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
@@ -39,7 +46,7 @@ from dim_pipelines.settings import Home
 from dim_pipelines.wire.access import Peer
 from dim_pipelines.wire.channel import open_channel
 from dim_pipelines.wire.status import from_rpc_error
-from dim_pipelines.wire.tls import PinnedPeer, certificate_hash, fetch_certificate
+from dim_pipelines.wire.tls import PinnedPeer, ServerTls, certificate_hash, fetch_certificate
 from dim_pipelines.wire.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 __all__ = [
@@ -47,6 +54,7 @@ __all__ = [
     "join_network",
     "join_request",
     "keep_certificates",
+    "keep_server",
     "renew_certificates",
     "verify_join",
 ]
@@ -55,6 +63,7 @@ log = logging.getLogger(__name__)
 
 JOIN_SECONDS: Final = 30.0
 """How long a door has for its answer."""
+_DAY_S: Final = 86_400.0
 _NAP_S: Final = 60.0  # a machine that slept, or whose clock was set, is noticed after this
 _FIRST_PAUSE_S: Final = 5.0
 _LAST_PAUSE_S: Final = 300.0
@@ -200,6 +209,36 @@ async def keep_certificates(
         else:
             report(None)
             failures, last = 0, ""
+
+
+async def keep_server(
+    membership: Membership,
+    tls: ServerTls,
+    renewed: Callable[[ServerIdentity], None],
+    *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Renew a member's server certificate 30 days before its end, for as long as its server runs.
+
+    New connections see the new one at once and those that stand go on, so nothing is lost once the new record, or the
+    roster's new entry of an orchestrator, is known to others.
+
+    Args:
+        membership: the home's.
+        tls: what the server shows.
+        renewed: is told of the new one: publish it.
+        sleep: waits some seconds.
+    """
+    while True:
+        try:
+            fresh = membership.server()
+        except DimError as error:
+            log.warning("the server's certificate cannot be renewed: %s", error.message)
+        else:
+            if fresh.certificate_pem != tls.identity.certificate_pem:
+                tls.identity = fresh
+                renewed(fresh)
+        await sleep(_DAY_S)
 
 
 def _roles(membership: Membership, roles: Sequence[Role] | None) -> Sequence[Role]:

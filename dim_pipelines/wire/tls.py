@@ -89,8 +89,8 @@ def server_credentials(tls: ServerTls, *, door: bool) -> grpc.ServerCredentials:
     last: list[Any] = []
 
     def now() -> tuple[bytes, bytes, tuple[bytes, ...]]:
-        cas = () if door else tuple(tls.client_cas())
-        return tls.identity.key_pem, tls.identity.certificate_pem, cas
+        identity = tls.identity  # once: it may be replaced meanwhile
+        return identity.key_pem, identity.certificate_pem, () if door else tuple(tls.client_cas())
 
     def configuration(key: bytes, certificate: bytes, cas: tuple[bytes, ...]) -> Any:
         # Without any CA nobody may come in; gRPC wants one, and under the server's own certificate nobody has another.

@@ -30,6 +30,7 @@ from dim_pipelines.identity.joining import (
     Nonces,
     join_network,
     keep_certificates,
+    keep_server,
     renew_certificates,
     verify_join,
 )
@@ -40,7 +41,7 @@ from dim_pipelines.telemetry.metrics import RpcMetrics
 from dim_pipelines.testing.networks import MadeNetwork, now_ms
 from dim_pipelines.wire.access import Peer
 from dim_pipelines.wire.server import RpcServer, SecureListener
-from dim_pipelines.wire.tls import ServerTls, certificate_hash
+from dim_pipelines.wire.tls import ServerTls, certificate_hash, fetch_certificate
 from dim_pipelines.wire.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 HOUR = 3_600_000
@@ -358,3 +359,31 @@ async def test_without_any_door_it_says_so(tmp_path: Path) -> None:
     member = MadeNetwork(tmp_path).join("alone", "node")
     with pytest.raises(NodeUnreachable, match="no door of the network is known"):
         await renew_certificates(member, load_or_create_key(member.home.node_key), ["node"])
+
+
+async def test_a_server_certificate_that_ends_soon_is_replaced_while_the_server_runs(
+    door: Door, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = door.network.orchestrator
+    tls = ServerTls(member.server(), lambda: member.roster.client_cas(), member.guard)
+    second = Door(door.network)
+    address = await second.open(tls)
+    old = member.server().certificate
+    days, told = 0, list[bytes]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal days
+        days += 1
+        if days == 2:  # what load_or_create_server does 30 days before the end
+            (member.home.network / "server.crt").unlink()
+        if days == 4:
+            (member.home.network / "server.crt").write_bytes(b"garbage")
+        if days == 5:
+            raise Ended
+
+    with pytest.raises(Ended):
+        await keep_server(member, tls, lambda fresh: told.append(fresh.certificate), sleep=sleep)
+    assert len(told) == 1 and told[0] != old
+    assert await fetch_certificate(address, certificate_hash(told[0])) == told[0]
+    assert "cannot be renewed" in caplog.text
+    await second.server.stop(0)
