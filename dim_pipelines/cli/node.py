@@ -1,12 +1,14 @@
-"""`dim node`: the daemon that computes."""
+"""`dim node`: the daemon that computes, and what its owner says to it."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dim_pipelines.cli import node_models, node_owner
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
 from dim_pipelines.cli.local import IpfsOption, PublicFlag, ipfs_address
 
@@ -17,11 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The daemon that computes.", no_args_is_help=True)
 
 
-@app.callback()
-def _node() -> None:
-    """Keep `start` a command of its own while it is the only one."""
-
-
 @app.command("start")
 def start(
     home: Annotated[
@@ -30,7 +27,19 @@ def start(
     name: Annotated[str | None, typer.Option("--name", help="The node's name; the host's name when left out.")] = None,
     listen: Annotated[
         str | None,
-        typer.Option("--listen", metavar="ADDRESS", help="unix:PATH or 127.0.0.1:PORT."),
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            help="In a network HOST:PORT for others, with TLS; without one unix:PATH or 127.0.0.1:PORT.",
+        ),
+    ] = None,
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--advertise",
+            metavar="HOST:PORT",
+            help="Where others reach it, when that is not one of this machine's addresses; may be repeated.",
+        ),
     ] = None,
     trust: Annotated[
         list[str] | None,
@@ -54,18 +63,23 @@ def start(
 ) -> int:
     """Run a node daemon here until Ctrl-C or SIGTERM, which drain it; a second signal ends it at once.
 
+    In a home that has joined a network (dim network join) it also serves the network's members, with TLS, announces
+    itself, and keeps a connection to an orchestrator where nobody can connect to this machine.
     With --json it prints one object as soon as it serves.
     """
-    import asyncio
     import socket
 
     from dim_pipelines.node.daemon import NodeConfig
     from dim_pipelines.settings import Home
 
+    where = Home.at(home)
+    local, secure = _listeners(where, listen or "")
     config = NodeConfig(
-        home=Home.at(home),
+        home=where,
         name=name or socket.gethostname(),
-        listen=listen or "",
+        listen=local,
+        secure_listen=secure,
+        advertise=tuple(advertise or ()),
         ipfs=ipfs,
         public=public,
         engine_threads=threads,
@@ -75,6 +89,31 @@ def start(
     _trust(config.home, trust or [])
     asyncio.run(_serve(Screen(as_json, debug), config))
     return Exit.DONE
+
+
+for _command in (
+    node_owner.status,
+    node_owner.pause,
+    node_owner.resume,
+    node_owner.set_,
+    node_owner.drain,
+    node_models.warm,
+    node_models.benchmark,
+):
+    app.command(_command.__name__.rstrip("_"))(_command)
+
+
+def _listeners(home: Home, listen: str) -> tuple[str, str]:
+    """Give what `--listen` means: the address for this machine, and the one for others.
+
+    Raises:
+        ConfigurationError: the home's membership is damaged.
+    """
+    from dim_pipelines.identity.membership import Membership
+
+    if listen.startswith("unix:") or not listen or Membership.load(home) is None:
+        return listen, ""
+    return "", listen
 
 
 def _trust(home: Home, keys: list[str]) -> None:
@@ -100,6 +139,7 @@ async def _serve(screen: Screen, config: NodeConfig) -> None:
 
     def ready(address: NodeAddress) -> None:
         lines = [f"node {address.name} serves at {address.address}", f"key  {address.key}"]
+        lines += [f"in network {address.network} at {address.secure}"] if address.network else []
         lines += [f"metrics at {address.metrics}"] if address.metrics else []
         screen.result(asdict(address), "\n".join(lines))
 

@@ -19,7 +19,7 @@ import grpc
 
 from dim_pipelines.errors import DimError, NodeUnreachable, ProtocolError
 from dim_pipelines.wire.channel import open_channel
-from dim_pipelines.wire.pump import DIAL, Moved, Relay, connect_local, open_tunnel_call, pump
+from dim_pipelines.wire.pump import DIAL, Moved, Relay, connect_own, open_tunnel_call, pump
 from dim_pipelines.wire.status import from_rpc_error
 from dim_pipelines.wire.tls import ClientKeys, PinnedPeer
 from dim_pipelines.wire.v1 import link_pb2, link_pb2_grpc
@@ -94,7 +94,7 @@ class Attachment:
             name: the node's IPNS name.
             boot: of its record.
             doors: gives the ways to all orchestrators, as the newest roster names them.
-            server: where the node's own TLS server listens: `unix:PATH`, or `HOST:PORT` on loopback.
+            server: where the node's own TLS server listens: `unix:PATH`, or `HOST:PORT`.
             changed: is called when `attached_to` has changed, so that the record is published anew.
             max_tunnels: the most tunnels at a time.
             choice: draws the order of orchestrators and the pauses.
@@ -245,7 +245,7 @@ class Attachment:
     async def _carry(self, session: bytes, dials: grpc.aio.Channel) -> None:
         """Carry one tunnel to the node's own server."""
         try:
-            with await connect_local(self._server) as local:
+            with await connect_own(self._server) as local:
                 call = open_tunnel_call(dials, DIAL)
                 with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # the pump says why
                     await call.write(link_pb2.Chunk(session=session).SerializeToString())

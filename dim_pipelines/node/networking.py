@@ -42,12 +42,16 @@ from dim_pipelines.settings import Home
 from dim_pipelines.wire.address import Address
 from dim_pipelines.wire.server import SecureListener
 from dim_pipelines.wire.tls import ServerTls
-from dim_pipelines.wire.v1 import node_pb2
+from dim_pipelines.wire.v1 import node_pb2, orchestrator_pb2
 
 log = logging.getLogger(__name__)
 
 FIRST_PROBE_S: Final = 4.0
 """How long the first record waits for an orchestrator to say how the node is reached, in seconds."""
+STATE_S: Final = 2.0
+"""How long an orchestrator may take to say what it knows of the node, in seconds."""
+OWNER: Final = "local"
+"""Whom a node belongs to before a network says so."""
 FAREWELL_S: Final = 2.0
 """How long a draining node tries to say so, in seconds."""
 RESOLVE_EVERY_S: Final = 60.0
@@ -201,8 +205,8 @@ class NodeNetwork:
             async with asyncio.timeout(FAREWELL_S):
                 await self._arrived.wait()
 
-    def status(self, message: node_pb2.NodeStatus) -> None:
-        """Add what the node knows of its network."""
+    async def status(self, message: node_pb2.NodeStatus) -> None:
+        """Add what the node knows of its network, and what an orchestrator says of it now."""
         membership, reach = self.membership, self.reach
         message.network, message.revoked = membership.network, self.revoked
         message.reach, message.reach_reason = reach.reach, reach.reason
@@ -215,9 +219,23 @@ class NodeNetwork:
         with contextlib.suppress(ConfigurationError):  # none yet: the map says so by lacking the role
             message.certificates["node"] = membership.client("node").not_after_ms
         message.sequence = self._sequence()
-        message.state = self._announcing.state
-        message.state_reason = self._announcing.reason
         message.secure = self.secure_address
+        message.state, message.state_reason = await self._state()
+
+    async def _state(self) -> tuple[str, str]:
+        """Ask an orchestrator in which state it holds this node; what it last said where none answers."""
+        request = orchestrator_pb2.GetNodeRequest(name=self.membership.name, limit=1)
+        try:
+            reply = await self._contacts.ask_one(lambda stub: stub.GetNode(request), STATE_S)
+        except DimError as error:
+            return self._announcing.state, f"{self._announcing.reason}; now: {error.message}".removeprefix("; ")
+        return reply.node.state, reply.node.reason
+
+    @property
+    def owner(self) -> str:
+        """Whom the node belongs to, as the roster says."""
+        member = self.membership.roster.members.get(self.membership.name)
+        return member.owner if member else OWNER
 
     def _sequence(self) -> int:
         """Give the sequence of the newest record that arrived anywhere; 0: none has."""

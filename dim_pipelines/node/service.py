@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -62,6 +62,10 @@ class _Session:
     token: object = field(default_factory=object)
 
 
+async def _no_status() -> node_pb2.NodeStatus:
+    return node_pb2.NodeStatus()
+
+
 @dataclass(frozen=True, slots=True)
 class NodeParts:
     """What the service is made of.
@@ -89,7 +93,7 @@ class NodeParts:
     controls: Callable[[], Controls] = Controls
     local_time: Callable[[], datetime] = datetime.now
     measured: Callable[[Speed], None] = lambda speed: None
-    status: Callable[[], node_pb2.NodeStatus] = node_pb2.NodeStatus
+    status: Callable[[], Awaitable[node_pb2.NodeStatus]] = _no_status
 
 
 class NodeServicer(node_pb2_grpc.NodeServiceServicer):
@@ -108,7 +112,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
 
     async def GetStatus(self, request: node_pb2.GetStatusRequest, context: Context) -> node_pb2.NodeStatus:
         """Say how this node is: for its owner, and for `dim doctor`."""
-        message = self._parts.status()
+        message = await self._parts.status()
         message.description.CopyFrom(await self.DescribeNode(node_pb2.DescribeNodeRequest(), context))
         message.closed = _END.reason if self.draining else self._parts.controls().closed(self._parts.local_time())
         message.sessions = self.sessions

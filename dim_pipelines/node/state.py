@@ -54,7 +54,12 @@ class Network(Protocol):
         """Publish the node's record soon."""
         ...
 
-    def status(self, message: node_pb2.NodeStatus) -> None:
+    @property
+    def owner(self) -> str:
+        """Whom the node belongs to."""
+        ...
+
+    async def status(self, message: node_pb2.NodeStatus) -> None:
         """Add what is known of the network."""
         ...
 
@@ -96,9 +101,8 @@ class NodeState:
 
     def describe(self) -> NodeDescription:
         """Describe the node, without `draining`."""
-        return describe(
-            self._base, self._controls.current(), self.local_time(), self._models.models(), self._speeds.speeds
-        )
+        base = replace(self._base, owner=self.network.owner) if self.network else self._base
+        return describe(base, self._controls.current(), self.local_time(), self._models.models(), self._speeds.speeds)
 
     def advertise(self, *, draining: bool) -> Advertisement:
         """Give the advertisement of the node's record."""
@@ -110,12 +114,12 @@ class NodeState:
         self._speeds.keep(speed)
         self._say_changed()
 
-    def status(self) -> node_pb2.NodeStatus:
+    async def status(self) -> node_pb2.NodeStatus:
         """Say what the node knows of itself besides its description and its sessions."""
         controls = self._controls.current()
         message = node_pb2.NodeStatus(hours=controls.hours.text, controls_error=self._controls.error)
         if self.network is not None:
-            self.network.status(message)
+            await self.network.status(message)
         return message
 
     async def watch(self, sessions: Sessions) -> None:
