@@ -65,27 +65,37 @@ def open_tunnel_call(channel: grpc.aio.Channel, method: str) -> TunnelCall:
     return call
 
 
-async def connect_local(address: str) -> socket.socket:
-    """Connect to a server of this machine: `unix:PATH`, or `HOST:PORT` on loopback.
+async def connect_own(address: str) -> socket.socket:
+    """Connect to a server of one's own, with which somebody else will speak TLS.
+
+    Args:
+        address: `unix:PATH`, or the `HOST:PORT` that it listens at.
 
     Raises:
-        ConfigurationError: the address is malformed or not local.
+        ConfigurationError: the address is malformed.
         NodeUnreachable: nobody listens there.
     """
-    where = Address.parse(address)
-    family = socket.AF_UNIX if where.path else socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    local = socket.socket(family, socket.SOCK_STREAM)
-    local.setblocking(False)
+    loop, where = asyncio.get_running_loop(), Address.parse(address, secure=True)
+    local: socket.socket | None = None
     try:
-        await asyncio.get_running_loop().sock_connect(local, where.path or (where.host, where.port))
-    except OSError as error:
-        local.close()
-        raise NodeUnreachable(f"nobody listens at {where}: {error.strerror}") from error
-    except asyncio.CancelledError:
-        local.close()
+        if where.path:
+            local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            local.setblocking(False)
+            await loop.sock_connect(local, where.path)
+        else:
+            family, kind, protocol, _, place = (
+                await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+            )[0]
+            local = socket.socket(family, kind, protocol)
+            local.setblocking(False)
+            local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(local, place)
+    except BaseException as error:
+        if local is not None:
+            local.close()
+        if isinstance(error, OSError):
+            raise NodeUnreachable(f"nobody listens at {where}: {error.strerror}") from error
         raise
-    if not where.path:
-        local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return local
 
 
