@@ -148,7 +148,7 @@ def test_a_record_over_10_kib_is_refused() -> None:
 
 
 def test_models_then_speeds_are_left_out_until_it_fits() -> None:
-    said = advertisement(models=models(64), speeds=speeds(32, "n" * 180))
+    said = advertisement(models=models(64), speeds=speeds(32, "n" * 110))
     raw = make_node_record(NODE, fields(said), 1, NOW)
     shown = read_node_record(raw, NAME).advertisement
     assert len(raw) <= MAX_RECORD_BYTES
