@@ -7,21 +7,35 @@ certificate carries exactly one URI, the SPIFFE id of the member in one role
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from dim_pipelines.domain.roster import Role
 from dim_pipelines.errors import ConfigurationError, InputError, Unauthenticated
-from dim_pipelines.identity.files import create_once, write_whole
+from dim_pipelines.identity.files import write_whole
+from dim_pipelines.identity.p256 import (
+    DER,
+    PEM,
+    SKEW,
+    build_certificate,
+    dns_names,
+    ends_within,
+    fits,
+    issued_by,
+    load_certificate,
+    load_or_create_p256,
+    parse_certificate,
+    read_key,
+    unix_ms,
+)
 from dim_pipelines.settings import Home
 from dim_pipelines.wire.access import Peer
 
@@ -30,10 +44,6 @@ CA_DAYS: Final = 3650
 RENEW_DAYS: Final = 30
 """A server's certificate and a CA's are made anew this long before their end."""
 CLIENT_HOURS: Final = 24
-SKEW: Final = timedelta(minutes=10)
-"""Certificates begin this long before now, for the clocks of others."""
-
-_PEM, _DER = serialization.Encoding.PEM, serialization.Encoding.DER
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +71,13 @@ def load_or_create_server(home: Home, name: str) -> ServerIdentity:
     Raises:
         ConfigurationError: a file cannot be read or written, or holds something else.
     """
-    key, key_pem = _load_or_create_key(home.keys / "server.key")
+    key, key_pem = load_or_create_p256(home.keys / "server.key")
     path = home.network / "server.crt"
-    found = _load_certificate(path)
-    if found is None or not _fits(found, key) or _dns_names(found) != [name] or _ends_soon(found):
-        found = _build(key, x509.Name([]), key, x509.Name([]), x509.DNSName(name), days=SERVER_DAYS)
-        write_whole(path, found.public_bytes(_PEM))
-    return ServerIdentity(name, found.public_bytes(_DER), found.public_bytes(_PEM), key_pem)
+    found = load_certificate(path)
+    if found is None or not fits(found, key) or dns_names(found) != [name] or ends_within(found, RENEW_DAYS):
+        found = build_certificate(key, x509.Name([]), key, x509.Name([]), x509.DNSName(name), days=SERVER_DAYS)
+        write_whole(path, found.public_bytes(PEM))
+    return ServerIdentity(name, found.public_bytes(DER), found.public_bytes(PEM), key_pem)
 
 
 def server_name(certificate: bytes) -> str:
@@ -76,7 +86,7 @@ def server_name(certificate: bytes) -> str:
     Raises:
         InputError: it is no certificate, or names none or several.
     """
-    names = _dns_names(_parse(certificate))
+    names = dns_names(parse_certificate(certificate))
     if len(names) != 1:
         raise InputError("the server's certificate does not name exactly one member")
     return names[0]
@@ -92,7 +102,7 @@ class Ca:
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
         """Use `load_or_create_ca`."""
         self._key, self._certificate = key, certificate
-        self.certificate = certificate.public_bytes(_DER)
+        self.certificate = certificate.public_bytes(DER)
 
     def issue(self, public_key_der: bytes, peer: Peer, now_ms: int, hours: int = CLIENT_HOURS) -> bytes:
         """Issue a client certificate for one member in one role.
@@ -111,11 +121,11 @@ class Ca:
         """
         uri = x509.UniformResourceIdentifier(peer.spiffe_id())
         now = datetime.fromtimestamp(now_ms / 1000, UTC)
-        made = _build(
+        made = build_certificate(
             self._key, self._certificate.subject, read_public_key(public_key_der), x509.Name([]), uri,
             now=now, days=hours / 24,
         )  # fmt: skip
-        return made.public_bytes(_DER)
+        return made.public_bytes(DER)
 
 
 def load_or_create_ca(home: Home, network: str, name: str) -> Ca:
@@ -124,7 +134,7 @@ def load_or_create_ca(home: Home, network: str, name: str) -> Ca:
     Raises:
         ConfigurationError: a file cannot be read or written, or holds something else.
     """
-    key, _ = _load_or_create_key(home.keys / "ca.key")
+    key, _ = load_or_create_p256(home.keys / "ca.key")
     path = home.network / "ca.crt"
     subject = x509.Name(
         [
@@ -132,10 +142,10 @@ def load_or_create_ca(home: Home, network: str, name: str) -> Ca:
             x509.NameAttribute(NameOID.COMMON_NAME, name),
         ]
     )
-    found = _load_certificate(path)
-    if found is None or not _fits(found, key) or found.subject != subject or _ends_soon(found):
-        found = _build(key, subject, key, subject, None, days=CA_DAYS)
-        write_whole(path, found.public_bytes(_PEM))
+    found = load_certificate(path)
+    if found is None or not fits(found, key) or found.subject != subject or ends_within(found, RENEW_DAYS):
+        found = build_certificate(key, subject, key, subject, None, days=CA_DAYS)
+        write_whole(path, found.public_bytes(PEM))
     return Ca(key, found)
 
 
@@ -185,13 +195,16 @@ class ClientCertificate:
             ) from error
         except OSError as error:
             raise ConfigurationError(f"cannot read the client certificate: {error}") from error
-        found = _load_certificate(self._path)
-        if found is None or not _fits(found, _read_key(self._key, key_pem)):
+        found = load_certificate(self._path)
+        if found is None or not fits(found, read_key(self._key, key_pem)):
             raise ConfigurationError(
                 f"{self._path} is not for the key {self._key}", hint="renew it: dim network join INVITE"
             )
-        self._pair = (key_pem, found.public_bytes(_PEM))
-        self._not_before_ms, self._not_after_ms = _ms(found.not_valid_before_utc), _ms(found.not_valid_after_utc)
+        self._pair = (key_pem, found.public_bytes(PEM))
+        self._not_before_ms, self._not_after_ms = (
+            unix_ms(found.not_valid_before_utc),
+            unix_ms(found.not_valid_after_utc),
+        )
         self._seen = seen
         return self._pair
 
@@ -211,8 +224,8 @@ def client_public_key(home: Home) -> bytes:
     Raises:
         ConfigurationError: the file cannot be read or written, or is no P-256 key.
     """
-    key, _ = _load_or_create_key(home.keys / "client.key")
-    return key.public_key().public_bytes(_DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    key, _ = load_or_create_p256(home.keys / "client.key")
+    return key.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def store_client(home: Home, role: Role, certificate: bytes) -> None:
@@ -222,11 +235,11 @@ def store_client(home: Home, role: Role, certificate: bytes) -> None:
         InputError: it is no certificate, or is not for this home's client key.
         ConfigurationError: it cannot be written.
     """
-    parsed = _parse(certificate)
-    key, _ = _load_or_create_key(home.keys / "client.key")
-    if not _fits(parsed, key):
+    parsed = parse_certificate(certificate)
+    key, _ = load_or_create_p256(home.keys / "client.key")
+    if not fits(parsed, key):
         raise InputError("the client certificate is for another key")
-    write_whole(_client_path(home, role), parsed.public_bytes(_PEM))
+    write_whole(_client_path(home, role), parsed.public_bytes(PEM))
 
 
 def read_public_key(public_key_der: bytes) -> ec.EllipticCurvePublicKey:
@@ -251,13 +264,13 @@ def check_client(certificate: bytes, peer: Peer, cas: list[bytes]) -> None:
         Unauthenticated: it does not, or is not.
     """
     try:
-        parsed = _parse(certificate)
+        parsed = parse_certificate(certificate)
         names = list(parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (InputError, ValueError, x509.ExtensionNotFound) as error:
         raise Unauthenticated("the client certificate cannot be read") from error
     if names != [x509.UniformResourceIdentifier(peer.spiffe_id())]:
         raise Unauthenticated(f"the client certificate is not that of {peer.spiffe_id()}")
-    if not any(_issued_by(parsed, _parse(ca)) for ca in cas):
+    if not any(issued_by(parsed, parse_certificate(ca)) for ca in cas):
         raise Unauthenticated("the client certificate is from a CA that is not in the roster")
 
 
@@ -268,124 +281,17 @@ def key_identifier(ca: bytes) -> bytes:
         InputError: it is no CA certificate.
     """
     try:
-        return _parse(ca).extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        return parse_certificate(ca).extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     except (ValueError, x509.ExtensionNotFound) as error:
         raise InputError("a CA's certificate has no key identifier") from error
-
-
-def _build(
-    signer: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey,
-    subject: x509.Name,
-    alternative: x509.GeneralName | None,
-    *,
-    days: float,
-    now: datetime | None = None,
-) -> x509.Certificate:
-    """Make a certificate: a CA's without `alternative`, a server's with a DNS name, a client's with a URI."""
-    public = key.public_key() if isinstance(key, ec.EllipticCurvePrivateKey) else key
-    begin = (now or datetime.now(UTC)) - SKEW
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(begin + SKEW + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=alternative is None, path_length=None if alternative else 0), True)
-    )
-    if alternative is None:
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        builder = builder.add_extension(usage, True)
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)
-        return builder.sign(signer, hashes.SHA256())
-    # An empty subject makes the alternative name critical (RFC 5280, 4.2.1.6).
-    builder = builder.add_extension(x509.SubjectAlternativeName([alternative]), True)
-    if isinstance(alternative, x509.UniformResourceIdentifier):
-        usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-        builder = builder.add_extension(usage, True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False)
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-        builder = builder.add_extension(authority, False)
-    return builder.sign(signer, hashes.SHA256())
-
-
-def _load_or_create_key(path: Path) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    try:
-        pem = path.read_bytes()
-    except FileNotFoundError:
-        made = ec.generate_private_key(ec.SECP256R1())
-        pem = create_once(
-            path, made.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        )
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the key {path}: {error.strerror}") from error
-    return _read_key(path, pem), pem
-
-
-def _read_key(path: Path, pem: bytes) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(f"cannot read the key {path}: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigurationError(f"{path} is not a P-256 key")
-    return key
-
-
-def _load_certificate(path: Path) -> x509.Certificate | None:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"cannot read the certificate {path}: {error}", hint="remove the file: it is made anew"
-        ) from error
-
-
-def _parse(der: bytes) -> x509.Certificate:
-    try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
-        raise InputError("not a certificate") from error
-
-
-def _fits(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
-    return certificate.public_key() == key.public_key()
-
-
-def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except Exception:  # one class for the name, another for the key's kind, a third for the signature: all mean no
-        return False
-    return True
-
-
-def _dns_names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound):
-        return []
-    return names.get_values_for_type(x509.DNSName)
-
-
-def _ends_soon(certificate: x509.Certificate) -> bool:
-    return certificate.not_valid_after_utc.timestamp() - time.time() < RENEW_DAYS * 86_400
 
 
 def _client_path(home: Home, role: Role) -> Path:
     return home.network / f"client-{role}.crt"
 
 
-def _ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
-
-
 __all__ = [
+    "SKEW",
     "Ca",
     "ClientCertificate",
     "ServerIdentity",

@@ -6,20 +6,16 @@ against what lies on the disk, so that none of them takes the home back to an ol
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from dim_pipelines.domain.cid import DAG_CBOR, Cid
-from dim_pipelines.domain.ipns import ipns_name, public_of
-from dim_pipelines.domain.roster import ROLES, Member, Role
+from dim_pipelines.domain.cid import Cid
+from dim_pipelines.domain.ipns import ipns_name
+from dim_pipelines.domain.roster import Member, Role
 from dim_pipelines.errors import ConfigurationError, DimError, InputError
 from dim_pipelines.identity.certificates import (
     ClientCertificate,
@@ -29,12 +25,18 @@ from dim_pipelines.identity.certificates import (
 )
 from dim_pipelines.identity.files import write_whole
 from dim_pipelines.identity.guard import RosterGuard
+from dim_pipelines.identity.membership_files import (
+    JOIN_AGAIN,
+    locked,
+    read_facts,
+    read_json,
+    read_view,
+    write_view,
+)
 from dim_pipelines.identity.roster import RosterView, accept, read_roster
 from dim_pipelines.settings import Home
 
 log = logging.getLogger(__name__)
-
-_AGAIN: Final = "move its folder 'network' away and join again: dim network join INVITE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,13 @@ class Membership:
         Raises:
             ConfigurationError: its files are damaged.
         """
-        facts = _read_facts(home)
+        facts = read_facts(home)
         if facts is None:
             return None
-        with _locked(home):  # another process may be removing the pages of the roster before
-            view = _read_view(home, facts["network"])
+        with locked(home):  # another process may be removing the pages of the roster before
+            view = read_view(home, facts["network"])
         if view is None:
-            raise ConfigurationError("the roster of this home's network is missing", hint=_AGAIN)
+            raise ConfigurationError("the roster of this home's network is missing", hint=JOIN_AGAIN)
         return cls(home, facts, view)
 
     @classmethod
@@ -152,16 +154,16 @@ class Membership:
             raise InputError(f"a swarm key has 32 bytes, not {len(swarm_key)}")
         offered = RosterView.open(signed, pages, network, now_ms)
         offered.member(name)
-        with _locked(home):
-            before = _read_facts(home)
+        with locked(home):
+            before = read_facts(home)
             if before is not None and before["network"] != network:
                 raise ConfigurationError(
                     f"this home is a member of another network: {before['network']}",
                     hint="use another DIM_HOME for this network",
                 )
-            current = _read_view(home, network)
+            current = read_view(home, network)
             if accept(current, offered):
-                _write_view(home, offered)
+                write_view(home, offered)
             else:
                 offered = current or offered
             facts = {
@@ -215,8 +217,8 @@ class Membership:
         if signed == self._view.signed:
             return False
         offered = RosterView.open(signed, (*self._view.pages, *pages), self.network, now_ms)
-        with _locked(self.home):
-            on_disk = _read_view(self.home, self.network)
+        with locked(self.home):
+            on_disk = read_view(self.home, self.network)
             # Another process of this home may have been faster, or the folder may have been taken away.
             current = on_disk if on_disk is not None and on_disk.version > self._view.version else self._view
             try:
@@ -225,7 +227,7 @@ class Membership:
                 if current is not self._view:
                     self._renew(current)
             if newer:
-                _write_view(self.home, offered)
+                write_view(self.home, offered)
         if newer:
             self._renew(offered)
         return newer
@@ -241,8 +243,8 @@ class Membership:
                 return False
         except OSError:
             return False
-        with _locked(self.home):
-            on_disk = _read_view(self.home, self.network)
+        with locked(self.home):
+            on_disk = read_view(self.home, self.network)
         if on_disk is None or on_disk.version <= self._view.version:
             return False
         self._renew(on_disk)
@@ -311,9 +313,9 @@ class Membership:
         except FileNotFoundError:
             return b""
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"cannot read {path}: {error}", hint=_AGAIN) from error
+            raise ConfigurationError(f"cannot read {path}: {error}", hint=JOIN_AGAIN) from error
         if not re.fullmatch("[0-9a-f]{64}", text):
-            raise ConfigurationError(f"{path} holds no swarm key", hint=_AGAIN)
+            raise ConfigurationError(f"{path} holds no swarm key", hint=JOIN_AGAIN)
         return bytes.fromhex(text)
 
     @property
@@ -323,11 +325,11 @@ class Membership:
         Raises:
             ConfigurationError: the file is damaged.
         """
-        found = _read_json(self.home.network / "peers.json")
+        found = read_json(self.home.network / "peers.json")
         if found is None:
             return []
         if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-            raise ConfigurationError(f"{self.home.network / 'peers.json'} is damaged", hint=_AGAIN)
+            raise ConfigurationError(f"{self.home.network / 'peers.json'} is damaged", hint=JOIN_AGAIN)
         return found
 
     def keep_peers(self, kubo_peers: Sequence[str]) -> None:
@@ -346,77 +348,3 @@ class Membership:
                 listener(view)
             except DimError:
                 log.exception("a listener to the roster failed")
-
-
-@contextlib.contextmanager
-def _locked(home: Home) -> Iterator[None]:
-    """Hold the home's membership against other processes."""
-    try:
-        home.network.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(home.network / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {home.network}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _read_facts(home: Home) -> dict[str, Any] | None:
-    path = home.network / "network.json"
-    facts = _read_json(path)
-    if facts is None:
-        return None
-    try:
-        if facts["v"] != 1:
-            raise ConfigurationError(f"{path} has version {facts['v']!r}", hint="update DIM")
-        public_of(facts["network"])
-        public_of(facts["name"])
-        for address, pin in facts["doors"]:
-            if not isinstance(address, str) or len(bytes.fromhex(pin)) != 32:
-                raise ValueError("a door is an address and a hash")
-        if not set(facts["roles"]) <= set(ROLES) or not isinstance(facts["joined_ms"], int):
-            raise ValueError("roles or time")
-        facts["trust_publishers"] = bool(facts["trust_publishers"])
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error}", hint=_AGAIN) from error
-    return dict(facts)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error}", hint=_AGAIN) from error
-
-
-def _read_view(home: Home, network: str) -> RosterView | None:
-    path = home.network / "roster.cbor"
-    try:
-        signed = path.read_bytes()
-        roster, _ = read_roster(signed, network)
-        pages = [(home.network / "pages" / str(cid)).read_bytes() for cid in roster.pages]
-        return RosterView.open(signed, pages, network, None)
-    except FileNotFoundError as error:
-        if path.exists():
-            raise ConfigurationError(f"a page of the roster is missing: {error.filename}", hint=_AGAIN) from error
-        return None
-    except (OSError, DimError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error}", hint=_AGAIN) from error
-
-
-def _write_view(home: Home, view: RosterView) -> None:
-    """Write the pages that are new, then the roster that names them, then remove the pages that it does not."""
-    folder = home.network / "pages"
-    for page in view.pages:
-        path = folder / str(Cid.of(DAG_CBOR, page))
-        if not path.exists() or path.read_bytes() != page:
-            write_whole(path, page)
-    write_whole(home.network / "roster.cbor", view.signed)
-    wanted = {str(cid) for cid in view.roster.pages}
-    for path in folder.iterdir() if folder.exists() else ():
-        if path.name not in wanted:
-            path.unlink(missing_ok=True)

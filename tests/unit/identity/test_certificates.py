@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dim_pipelines.errors import ConfigurationError, InputError, Unauthenticated
-from dim_pipelines.identity import certificates
+from dim_pipelines.identity import certificates, p256
 from dim_pipelines.identity.certificates import (
     check_client,
     client_public_key,
@@ -23,6 +23,7 @@ from dim_pipelines.identity.certificates import (
     server_name,
     store_client,
 )
+from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.settings import Home
 from dim_pipelines.testing.networks import now_ms
 from dim_pipelines.wire.access import Peer
@@ -61,7 +62,7 @@ class TestServer:
         assert load_or_create_server(home, "k51" + "b" * 59).certificate != other.certificate
 
     def test_it_is_made_anew_thirty_days_before_its_end(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(certificates, "datetime", Later)
+        monkeypatch.setattr(p256, "datetime", Later)
         old = load_or_create_server(home, NAME)  # has 25 days left
         monkeypatch.undo()
         fresh = load_or_create_server(home, NAME)
@@ -156,8 +157,6 @@ def test_an_ended_ca_is_made_anew(home: Home, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_key_of_another_kind_is_refused(home: Home) -> None:
-    from dim_pipelines.identity.keys import load_or_create_key
-
     load_or_create_key(home.keys / "client.key")
     with pytest.raises(ConfigurationError, match="not a P-256 key"):
         client_public_key(home)
