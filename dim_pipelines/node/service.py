@@ -23,7 +23,15 @@ from dim_pipelines.content.store import ContentStore
 from dim_pipelines.domain.advertisement import Speed
 from dim_pipelines.domain.grant import Grant
 from dim_pipelines.domain.node import NodeDescription
-from dim_pipelines.errors import ContentUnavailable, DimError, Forbidden, NodeBusy, ProtocolError, StaleEpoch
+from dim_pipelines.errors import (
+    ContentUnavailable,
+    DimError,
+    Forbidden,
+    NodeBusy,
+    ProtocolError,
+    QuotaExceeded,
+    StaleEpoch,
+)
 from dim_pipelines.node.admission import DoesNotFit
 from dim_pipelines.node.controls import MAX_SESSIONS, Controls
 from dim_pipelines.node.epochs import Epochs
@@ -319,6 +327,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         # A newer run of a batch takes the place of the older one, so that one does not count.
         own = sum((each.grant.network, each.grant.batch) == key for each in self._streams.values())
         parts.controls().admit(grant.owner, self._opening - 1 - own, parts.local_time())
+        self._admit_signer(signer, key)
         await asyncio.to_thread(parts.epochs.claim, grant, now_ms)
         opened = _Session(grant, signer, "")
         if self._newest.get(key, (0, None))[0] > grant.epoch:
@@ -335,6 +344,21 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             self._forget(opened)
             raise
         return opened
+
+    def _admit_signer(self, signer: bytes, key: tuple[str, str]) -> None:
+        """See that a signer holds no more sessions than the roster allows it; an older run of the batch does not count.
+
+        Raises:
+            QuotaExceeded: it does.
+        """
+        most = self._parts.trust.max_sessions(signer)
+        held = [
+            each
+            for each in self._streams.values()
+            if each.signer == signer and (each.grant.network, each.grant.batch) != key
+        ]
+        if most is not None and len(held) >= most:
+            raise QuotaExceeded(f"{len(held)} sessions are open, and the roster allows {most} at a time")
 
     def _forget(self, opened: _Session) -> None:
         """Forget that a session was its batch's newest, unless a newer one has come; the epoch stays on the disk."""

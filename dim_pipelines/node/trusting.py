@@ -46,6 +46,12 @@ class NodeTrust:
         """
         check_signer(grant, signer, self.submitters, self.roster())
 
+    def max_sessions(self, signer: bytes) -> int | None:
+        """Give how many sessions a signer's grants may hold here at a time, as the roster says; None: any number."""
+        roster = self.roster()
+        member = roster.members.get(ipns_name(signer)) if roster else None
+        return member.limits.max_sessions if member else None
+
     def __contains__(self, key: object) -> bool:
         """Tell whether a publisher's programs are loaded."""
         if key in self.publishers:
