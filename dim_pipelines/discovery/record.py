@@ -177,7 +177,7 @@ def verify_record(raw: bytes, name: str) -> IpnsRecord:
         if number in fields and fields[number] != said[its_name]:
             raise RecordForged(f"the record's unsigned {its_name} is not the one that was signed")
     return IpnsRecord(
-        name=ipns_name(public),
+        name=name.removeprefix("/ipns/"),
         value=_text(said["Value"]),
         sequence=said["Sequence"],
         expires_ms=_read_time(said["Validity"]),
@@ -337,7 +337,7 @@ def _read_time(text: bytes) -> int:
     try:
         if match is None:
             raise ValueError
-        moment = datetime.strptime(match[1].decode(), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+        moment = datetime.fromisoformat(match[1].decode()).replace(tzinfo=UTC)
     except ValueError as error:
         raise RecordForged(f"the record's end is no time: {text[:40]!r}") from error
     return int(moment.timestamp()) * 1000 + int((match[2] or b"0").ljust(9, b"0")) // 1_000_000
