@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dim_pipelines.content.steps import POSTPROCESS, PREPROCESS
-from dim_pipelines.domain import dataset, events, grant, work
+from dim_pipelines.domain import dataset, events, grant, roster, work
 from dim_pipelines.domain.batch import BatchSpec, InputSpec, OutputSpec, Requirements
 from dim_pipelines.domain.format import Format
 from dim_pipelines.domain.model import ModelDescription
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FORMATS = [
     value
-    for module in (dataset, events, grant, work)
+    for module in (dataset, events, grant, roster, work)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Format) and value is not Format
 ]
