@@ -203,7 +203,9 @@ class NodeLink:
                 tries, self.down_since = 0, None
             if self.down_since is None:
                 self.down_since = time.monotonic() if self._collector.good > good else began
-            self._work.node_left(self.name, Failure("node_unreachable", self.error.message if self.error else "lost"))
+            # what was cut by our own wish costs its shards no attempt
+            why = self.error.message if self.error else "lost"
+            self._work.node_left(self.name, Failure("node_unreachable", why, handed_back=self.wanted))
             if not self.ended:
                 tries += 1
                 _log.info("node %s: %s; trying again", self.name, self.error)

@@ -80,8 +80,10 @@ class Bench:
             node.faults.gate = gate
             node.on_task = lambda task, name=node.name: note(name)
 
-    async def run(self, *nodes: ScriptedNode, head: MemoryBatchHead | None = None) -> Finished:
-        pool = NodePool([node.address for node in nodes or self.nodes])
+    async def run(
+        self, *nodes: ScriptedNode, head: MemoryBatchHead | None = None, pool: NodePool | None = None
+    ) -> Finished:
+        pool = pool or NodePool([node.address for node in nodes or self.nodes])
         try:
             return await run(
                 self.batch,

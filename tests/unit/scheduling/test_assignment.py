@@ -112,6 +112,11 @@ class Scheduling(RuleBasedStateMachine):
         self.running.pop(node, None)
         self.staging.pop(node, None)
 
+    @rule(node=nodes)
+    def drain(self, node: str) -> None:
+        self.assignment.drain(node)  # what is being staged may be reported later: it is not the node's any more
+        assert self.assignment.in_hand(node) == 0
+
     @invariant()
     def books_balance(self) -> None:
         if not hasattr(self, "assignment"):
@@ -243,6 +248,22 @@ def test_what_is_claimed_and_not_sent_can_be_taken_by_an_idle_node() -> None:
     assert assignment.in_hand("nobody") == 0
     assert shards(send(assignment, "fast", 2)) == [3, 2]
     assert shards(assignment.take("slow", 9, 0.0)) == [0, 1]
+
+
+def test_a_draining_node_gives_back_what_it_was_not_sent_and_keeps_what_it_computes() -> None:
+    assignment = Assignment(4, range(4))
+    assignment.join("a")
+    assignment.join("b")
+    assert [task.shard for task in send(assignment, "a", 1, 0.0)] == [0]
+    assert assignment.claim("a", 2, 0.0) == [1, 2]
+    assignment.ready("a", [1])
+    assignment.drain("a")
+    assert (assignment.waiting, assignment.in_hand("a")) == (3, 0)
+    assignment.ready("a", [2])
+    assert assignment.take("a", 9, 0.0) == []
+    assert sorted(task.shard for task in send(assignment, "b", 9, 0.0)) == [1, 2, 3]
+    assert assignment.computed("a", 0, 1, 1.0)
+    assignment.drain("stranger")
 
 
 def test_what_a_node_failed_is_not_taken_back_from_the_node_that_claimed_it() -> None:

@@ -46,11 +46,38 @@ def test_a_node_that_has_everything_is_feasible() -> None:
             f"its largest device has {8 << 30} bytes of memory, the batch needs {9 << 30}",
         ),
         (NODE, replace(NEED, labels={"b": "2", "a": "1"}), "it carries no labels, the batch needs a=1, b=2"),
+        (
+            replace(NODE, labels={"zone": "eu", "b": "2"}),
+            replace(NEED, labels={"b": "2", "zone": "us"}),
+            "it carries the labels b=2, zone=eu, the batch needs zone=us",
+        ),
+        (replace(NODE, paused=True), NEED, "it is paused by its owner, or outside its hours"),
+        (
+            replace(NODE, owners=("ann", "bob")),
+            replace(NEED, owner="eve"),
+            "it takes batches of ann, bob only, this one is of eve",
+        ),
+        (
+            replace(NODE, licences=("MIT", "Apache-2.0")),
+            replace(NEED, licences=("MIT", "GPL-3.0-only", "MIT OR GPL-3.0-only")),
+            "it runs no model under GPL-3.0-only (it takes Apache-2.0, MIT)",
+        ),
         (NODE, replace(NEED, max_shard_bytes=1001), "it takes shards of 1000 bytes, the batch has one of 1001"),
     ],
 )
 def test_each_reason_is_told(node: NodeDescription, need: Need, reason: str) -> None:
     assert infeasible(node, need) == (reason,)
+
+
+def test_a_full_node_is_told_where_its_sessions_are_known() -> None:
+    full = replace(NODE, max_sessions=2)
+    assert infeasible(full, NEED) == infeasible(full, NEED, 1) == infeasible(NODE, NEED, 9) == ()
+    assert infeasible(full, NEED, 2) == ("it holds 2 of 2 sessions",)
+
+
+def test_owners_labels_and_licences_that_fit_are_no_reason() -> None:
+    node = replace(NODE, owners=("ann",), licences=("mit",), labels={"a": "1", "b": "2"})
+    assert infeasible(node, replace(NEED, owner="ann", licences=("MIT",), labels={"a": "1"})) == ()
 
 
 def test_all_reasons_are_told_at_once() -> None:
