@@ -23,7 +23,7 @@ MAX_NODE_TUNNELS: Final = 16
 MAX_CALLER_STREAMS: Final = 256
 """Streams (tunnels and attachments) that one member may hold open at a time, unless the roster says otherwise."""
 MAX_TUNNELS: Final = 256
-"""Tunnels through one orchestrator: a stalled one holds 6 to 12 MB of it (measured), which bounds its memory."""
+"""Tunnels through one orchestrator: a stalled one holds about 6 MiB of it (measured), which bounds its memory."""
 _PULSES: Final = (16.0, 4.0)  # burst, and how many come back in a second: a pulse every 2 s is far below
 _OPENINGS: Final = (256.0, 32.0)  # a run worker opens a tunnel to each of its nodes at once
 _DIALS: Final = (64.0, 8.0)  # what strangers may make one node do
