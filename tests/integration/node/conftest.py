@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -112,9 +113,9 @@ class Stream:
 class Client:
     """Puts content on a node and opens streams."""
 
-    def __init__(self, address: str, key: Ed25519PrivateKey) -> None:
+    def __init__(self, address: str, key: Ed25519PrivateKey, channel: grpc.aio.Channel | None = None) -> None:
         self.address = address
-        self.channel = open_channel(address)
+        self.channel = channel or open_channel(address)
         self.node = node_pb2_grpc.NodeServiceStub(self.channel)
         self.blocks = blocks_pb2_grpc.BlockServiceStub(self.channel)
         self.key = key
@@ -212,6 +213,12 @@ def shared_node(tmp_path_factory: pytest.TempPathFactory, trusted: str) -> Itera
     """An echo daemon for tests that leave it as they found it."""
     with NodeProcess.start(tmp_path_factory.mktemp("n"), name="shared", trust=[trusted], engines=["echo"]) as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def dispatcher() -> type[Client]:
+    """Give the class of clients, for channels of a test's own."""
+    return Client
 
 
 @pytest.fixture
