@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,8 @@ from namespaces import Space, Spaces
 from dim_pipelines.database.engine import open_database
 from dim_pipelines.discovery.node_table import NodeRow, NodeTable
 
+CHAOS = os.environ.get("DIM_CHAOS") == "1"
+"""Long and large, with engines that need much memory (`make chaos`); otherwise short, with the echo engine."""
 WORKER = Path(__file__).with_name("worker.py")
 START_S = 90.0
 WAIT_S = 60.0
@@ -33,6 +36,11 @@ def wait_until(ask: Callable[[], Any], what: str, deadline_s: float = WAIT_S) ->
             return answer
         assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
         time.sleep(0.05)
+
+
+def label(machine: Machine) -> str:
+    """Give the name for people of a machine's node."""
+    return f"m{machine.space.number}"
 
 
 class Daemon:
@@ -215,13 +223,20 @@ class Network:
     def join(self, machine: Machine, *options: object) -> dict[str, Any]:
         """Invite a machine and let it join, by the two commands that people type."""
         invite = self.hub.dim("network", "invite", *options)["invite"]
-        return machine.dim("network", "join", invite, "--label", f"m{machine.space.number}")
+        return machine.dim("network", "join", invite, "--label", label(machine))
 
     def start_node(self, machine: Machine, *options: object) -> Daemon:
         """Start the node of a machine that has joined, with the echo engine alone, which needs little memory."""
-        name = f"m{machine.space.number}"
-        self.nodes[machine] = machine.start_node("--name", name, "--engine", "echo", *options)
+        self.nodes[machine] = machine.start_node("--name", label(machine), "--engine", "echo", *options)
         return self.nodes[machine]
+
+    def gather(self, members: Sequence[Machine], *options: object) -> None:
+        """Let machines join and start their nodes, all at once, and wait until work may go to each."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(self.join, members))
+            list(pool.map(lambda machine: self.start_node(machine, *options), members))
+        for machine in members:
+            self.wait_for(machine, "ELIGIBLE")
 
     def rows(self) -> dict[str, NodeRow]:
         """Give the hub's table of nodes, by label."""
@@ -230,9 +245,11 @@ class Network:
 
     def state(self, machine: Machine) -> str:
         """Give the state of a machine's node in the table; empty where it has none."""
-        row = self.rows().get(f"m{machine.space.number}")
+        row = self.rows().get(label(machine))
         return row.state if row is not None else ""
 
     def wait_for(self, machine: Machine, state: str, deadline_s: float = WAIT_S) -> None:
         """Wait until a machine's node is in a state."""
-        wait_until(lambda: self.state(machine) == state, f"node of {machine.address} {state}, {self.rows()}", deadline_s)
+        wait_until(
+            lambda: self.state(machine) == state, f"node of {machine.address} {state}, {self.rows()}", deadline_s
+        )
