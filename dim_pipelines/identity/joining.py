@@ -55,6 +55,7 @@ __all__ = [
     "join_request",
     "keep_certificates",
     "keep_server",
+    "refresh_certificates",
     "renew_certificates",
     "verify_join",
 ]
@@ -209,6 +210,37 @@ async def keep_certificates(
         else:
             report(None)
             failures, last = 0, ""
+
+
+async def refresh_certificates(
+    membership: Membership,
+    key: Ed25519PrivateKey,
+    roles: Sequence[Role] | None = None,
+    *,
+    now_ms: Callable[[], int] = _clock,
+) -> None:
+    """Renew a member's client certificates now if they have lived half of their life: for who runs only now and then.
+
+    Where that fails, the old ones do for as long as they hold.
+
+    Args:
+        membership: the home's.
+        key: its member's key.
+        roles: in which certificates are wanted; when left out those that the roster says.
+        now_ms: the clock, in Unix milliseconds.
+
+    Raises:
+        DimError: what `renew_certificates` raised, and a certificate is missing or has ended.
+    """
+    wanted = _roles(membership, roles)
+    if now_ms() < _due_ms(membership, wanted, 0.5):
+        return
+    try:
+        await renew_certificates(membership, key, wanted, now_ms=now_ms)
+    except DimError as error:
+        if now_ms() >= _due_ms(membership, wanted, 1.0):
+            raise
+        log.warning("the client certificates cannot be renewed: %s", error.message)
 
 
 async def keep_server(

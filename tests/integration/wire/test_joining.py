@@ -31,6 +31,7 @@ from dim_pipelines.identity.joining import (
     join_network,
     keep_certificates,
     keep_server,
+    refresh_certificates,
     renew_certificates,
     verify_join,
 )
@@ -353,6 +354,25 @@ async def test_a_renewal_that_fails_is_tried_again_ever_later_and_then_goes_on(
     pauses = time.slept[:12]
     assert 2.5 <= pauses[0] <= 5 and all(150 <= pause <= 300 for pause in pauses[6:])
     assert member.client("node")
+
+
+async def test_who_runs_now_and_then_renews_when_it_is_time_and_manages_while_no_door_answers(
+    door: Door, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = await joined(door, tmp_path)
+    key, begin = load_or_create_key(member.home.node_key), now_ms()
+    first = member.client("node").current()
+    await refresh_certificates(member, key, now_ms=lambda: begin + 11 * HOUR)
+    assert not door.requests and member.client("node").current() == first
+    door.now_ms = lambda: begin + 13 * HOUR
+    await refresh_certificates(member, key, now_ms=door.now_ms)
+    second = member.client("node").current()
+    assert len(door.requests) == 1 and second != first
+    await door.server.stop(0)
+    await refresh_certificates(member, key, now_ms=lambda: begin + 20 * HOUR)
+    assert member.client("node").current() == second and "cannot be renewed" in caplog.text
+    with pytest.raises(NodeUnreachable):
+        await refresh_certificates(member, key, now_ms=lambda: begin + 25 * HOUR)
 
 
 async def test_without_any_door_it_says_so(tmp_path: Path) -> None:
