@@ -192,7 +192,7 @@ class Resolver:
         now, roster = self._now_ms(), self._membership.roster
         member = roster.member(name)
         row = await asyncio.to_thread(self._table.row, name)
-        if row is not None and row.raw == raw and row.state not in ("SEEN", "GONE"):
+        if row is not None and row.raw == raw and row.state not in ("SEEN", "GONE") and row.expires_ms > now:
             return row, "duplicate"
         try:
             record = read_node_record(raw, name)
@@ -240,7 +240,7 @@ class Resolver:
             except NameUnresolved:
                 self._plan.missed(name)
                 return
-            except ContentUnavailable as error:
+            except DimError as error:  # it does not answer, or says itself that what it has is no record
                 self.outcomes["ipns", error.code] += 1
                 return
         self._plan.found(name)
