@@ -24,6 +24,7 @@ from dim_pipelines.cli import (
     model,
     network,
     node,
+    nodes,
     orchestrator,
     up,
 )
@@ -65,6 +66,7 @@ app.command("resume")(batch.resume)
 app.command("up")(up.up)
 app.add_typer(demo.app, name="demo")
 app.add_typer(node.app, name="node")
+app.add_typer(nodes.app, name="nodes")
 app.add_typer(model.app, name="model")
 app.add_typer(network.app, name="network")
 app.add_typer(kubo.app, name="kubo")

@@ -37,7 +37,12 @@ HEARTBEAT_LOST_S: Final = 15.0
 
 
 NodesOption = Annotated[
-    str | None, typer.Option("--nodes", metavar="ADDR,ADDR", help="Nodes to use; one is started here when left out.")
+    str | None,
+    typer.Option(
+        "--nodes",
+        metavar="ADDR,ADDR|network",
+        help="Nodes to use: at these addresses, or those of this home's network; one is started here when left out.",
+    ),
 ]
 
 

@@ -88,7 +88,8 @@ async def run_here(
         batches: the table the row is in.
         store: where content lies.
         ipfs: what the store was opened with; the node started here uses the same.
-        nodes: addresses of nodes; empty: one is started for the time of the run.
+        nodes: addresses of nodes, or `network` for those of the home's network; empty: one is started for the time
+            of the run.
         output: where the joined table is written.
         screen: where progress is shown.
         public: the node started here may add to a Kubo that is not shown to be private.
@@ -149,12 +150,13 @@ async def _compute(
     nodes: Sequence[str],
     screen: Screen,
 ) -> Finished:
-    from dim_pipelines.dispatch.node_pool import NodePool
+    from dim_pipelines.dispatch.open_pool import open_pool, read_weights
     from dim_pipelines.dispatch.run import run
     from dim_pipelines.identity.keys import load_or_create_key
 
     assert row.dataset is not None
-    pool = NodePool(nodes)
+    weights = read_weights(home)
+    pool = await open_pool(home, nodes)
     try:
         with screen.progress("computing") as bar:
 
@@ -174,6 +176,7 @@ async def _compute(
                 write_ahead=home.write_ahead,
                 progress=show,
                 holder=holder(),
+                weights=weights,
             )
     finally:
         await pool.close()
