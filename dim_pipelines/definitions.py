@@ -19,8 +19,6 @@ from dim_pipelines.resources.portal import PortalResource
 from dim_pipelines.sensors.ipns_nodes import ipns_nodes
 from dim_pipelines.sensors.queued_batches import queued_batches
 
-database, content_store, pool = DatabaseResource(), ContentStoreResource(), NodePoolResource()
-
 defs = dg.Definitions(
     assets=[dataset, results, report, nodes, node_pool],
     asset_checks=[rows_in_equal_rows_out, result_is_retrievable, quorum, stale_records],
@@ -28,11 +26,11 @@ defs = dg.Definitions(
     sensors=[queued_batches, ipns_nodes],
     resources={
         "home": HomeResource(),
-        "database": database,
+        "database": DatabaseResource(),
         "portal": PortalResource(),
-        "content_store": content_store,
-        "node_pool": pool,
-        "network": NetworkResource(database=database, node_pool=pool, content_store=content_store),
+        "content_store": ContentStoreResource(),
+        "node_pool": NodePoolResource(),
+        "network": NetworkResource(),
         "io_manager": CidIOManagerResource(),
     },
     # One process per run: channels, store and loop are shared by all steps of a batch.

@@ -25,11 +25,7 @@ class ContentStoreResource(dg.ConfigurableResource[ContentStore]):
 
     def resolve(self) -> str:
         """Give the address: configured, else from DIM_IPFS, else of a running `dim up`, else `embedded`."""
-        named = self.ipfs or os.environ.get("DIM_IPFS", "")
-        if named:
-            return named
-        running = find_running(Home.at())
-        return running.ipfs if running is not None else "embedded"
+        return resolve_ipfs(self.ipfs)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[ContentStore, None, None]:
@@ -40,3 +36,12 @@ class ContentStoreResource(dg.ConfigurableResource[ContentStore]):
             yield store
         finally:
             portal.call(store.close())
+
+
+def resolve_ipfs(configured: str) -> str:
+    """Give the address: configured, else from DIM_IPFS, else of a running `dim up`, else `embedded`."""
+    named = configured or os.environ.get("DIM_IPFS", "")
+    if named:
+        return named
+    running = find_running(Home.at())
+    return running.ipfs if running is not None else "embedded"

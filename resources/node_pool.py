@@ -9,6 +9,8 @@ from pydantic import Field
 
 from dim_pipelines.dispatch.local_nodes import find_local_nodes
 from dim_pipelines.dispatch.node_pool import NodePool
+from dim_pipelines.dispatch.open_pool import NETWORK, open_pool
+from dim_pipelines.identity.membership import Membership
 from dim_pipelines.orchestrator.running import find_running
 from dim_pipelines.resources.portal import process_portal
 from dim_pipelines.settings import Home
@@ -20,11 +22,12 @@ class NodePoolResource(dg.ConfigurableResource[NodePool]):
     addresses: list[str] = Field(
         default_factory=list,
         description="gRPC addresses (unix:PATH or HOST:PORT). Empty: the variable DIM_NODES (comma-separated), "
-        "else the nodes of `dim up` for this DIM_HOME, else the live nodes of DIM_HOME.",
+        "else the nodes of the network that this DIM_HOME runs batches for, else those of `dim up`, else the live "
+        "nodes of DIM_HOME.",
     )
 
     def resolve(self) -> list[str]:
-        """Give the addresses: configured, else from DIM_NODES, else of a running `dim up`, else of the live nodes."""
+        """Give the addresses where no network's nodes are used: named ones, else of a running `dim up` or daemons."""
         if named := self.named():
             return named
         running = find_running(Home.at())
@@ -34,20 +37,30 @@ class NodePoolResource(dg.ConfigurableResource[NodePool]):
 
     def named(self) -> list[str]:
         """Give the addresses that somebody wrote down: configured, else in DIM_NODES; none where nobody did."""
-        if self.addresses:
-            return list(self.addresses)
-        return [part.strip() for part in os.environ.get("DIM_NODES", "").split(",") if part.strip()]
+        return named_nodes(self.addresses)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[NodePool, None, None]:
         """Make the pool in the process's loop, where its channels live; close them when the run ends."""
-        portal = process_portal()
-        pool = portal.call(_open(self.resolve()))
+        portal, home = process_portal(), Home.at()
+        addresses = [NETWORK] if uses_network(home, self.named()) else self.resolve()
+        pool = portal.call(open_pool(home, addresses))
         try:
             yield pool
         finally:
             portal.call(pool.close())
 
 
-async def _open(addresses: Sequence[str]) -> NodePool:
-    return NodePool(addresses)
+def named_nodes(configured: Sequence[str]) -> list[str]:
+    """Give the addresses that somebody wrote down: configured, else in DIM_NODES; none where nobody did."""
+    if configured:
+        return list(configured)
+    return [part.strip() for part in os.environ.get("DIM_NODES", "").split(",") if part.strip()]
+
+
+def uses_network(home: Home, named: Sequence[str]) -> bool:
+    """Tell whether batches use the nodes of the home's network, and not some that were named or are local."""
+    if named:
+        return list(named) == [NETWORK]
+    membership = Membership.load(home)
+    return membership is not None and "run_host" in membership.roles

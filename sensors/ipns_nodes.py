@@ -102,7 +102,7 @@ def ipns_nodes(
         now_ms = time.time_ns() // 1_000_000
         told = replace(told, survey_ms=now_ms)
     rows = network.table.rows()
-    slots = wanted_slots(rows, network.named, configured_concurrency(context.instance))
+    slots = wanted_slots(rows, network.in_use, configured_concurrency(context.instance))
     if limit_pool(context.instance, slots):
         notes.append(f"{slots} batches may compute at a time" if slots else "batches wait for a node")
     notes += [f"run {run} is gone and loses its slot" for run in _free_slots(context.instance, database, now_ms)]
@@ -122,15 +122,15 @@ def ipns_nodes(
     )
 
 
-def wanted_slots(rows: Iterable[NodeRow], named: Sequence[str], concurrency: int) -> int:
+def wanted_slots(rows: Iterable[NodeRow], in_use: bool, concurrency: int) -> int:
     """Say how many batches may compute at a time: none while no node takes work.
 
     Args:
         rows: the nodes of the table.
-        named: addresses of nodes that were written down; of those nothing is known here, so batches ask themselves.
+        in_use: batches run on these nodes; of others nothing is known here, so batches ask them themselves.
         concurrency: how many batches may compute at a time where nodes are.
     """
-    return concurrency if named or any(map(is_available, rows)) else 0
+    return concurrency if not in_use or any(map(is_available, rows)) else 0
 
 
 def find_news(

@@ -4,6 +4,8 @@ Thousands of shards run inside this one op. Dagster's thread waits at the portal
 portal cancels the dispatch, nodes stop, nothing is published and finished shards stay reusable.
 """
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from dim_pipelines.assets.dataset import find_models
@@ -18,12 +20,14 @@ from dim_pipelines.content.store import ContentStore
 from dim_pipelines.database.engine import Database
 from dim_pipelines.dispatch.head import Finished
 from dim_pipelines.dispatch.node_pool import NodePool
+from dim_pipelines.dispatch.open_pool import read_weights
 from dim_pipelines.dispatch.portal import Portal
 from dim_pipelines.dispatch.run import run
 from dim_pipelines.domain.cid import Cid
 from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.orchestrator.batches import Batches
 from dim_pipelines.orchestrator.dagster_instance import POOL
+from dim_pipelines.scheduling.ranking import Explained
 from dim_pipelines.settings import Home
 
 
@@ -57,6 +61,7 @@ def results(
                 write_ahead=home.write_ahead,
                 progress=progress.update,
                 holder=holder(context),
+                weights=read_weights(home),
             )
             inputs = await read_dataset(content_store, finished.dataset)
             outputs = await read_result(content_store, finished.result)
@@ -82,6 +87,7 @@ def describe(name: str, finished: Finished, sample: Sample) -> dict[str, dg.Meta
         "dim/picture": dg.MetadataValue.md(draw_markdown(picture_of(name, finished, sample))),
         "dim/preview": dg.MetadataValue.md(to_markdown(sample.rows)),
         "dim/nodes": dg.MetadataValue.table(shares, dg.TableSchema(_SHARES) if not shares else None),
+        "dim/considered": considered_table(finished.considered),
         "dim/result_cid": dg.MetadataValue.text(str(finished.result)),
         "dim/dataset_cid": dg.MetadataValue.text(str(finished.dataset)),
         "dim/provenance_cid": dg.MetadataValue.text(str(finished.provenance)),
@@ -97,6 +103,25 @@ def describe(name: str, finished: Finished, sample: Sample) -> dict[str, dg.Meta
     }
 
 
+def considered_table(considered: Sequence[Explained]) -> dg.TableMetadataValue:
+    """Give each node of the pool with every reason why the batch was not given to it, as `dim nodes explain` does."""
+    shown = sorted(considered, key=lambda each: (not each.chosen, not each.feasible))[:_MAX_CONSIDERED]
+    records = [
+        dg.TableRecord(
+            {
+                "node": each.name,
+                "state": each.state,
+                "used": "yes" if each.chosen else "no",
+                "reasons": "; ".join(each.reasons) or ("" if each.chosen else "it was not needed"),
+                "score": "" if each.score is None else f"{each.score:.3f}",
+                "score of": ", ".join(f"{part} {value:.2f}" for part, value in each.parts.items()),
+            }
+        )
+        for each in shown
+    ]
+    return dg.MetadataValue.table(records, _CONSIDERED)
+
+
 def picture_of(name: str, finished: Finished, sample: Sample) -> Picture:
     """Say what the picture of a result shows: inputs with predictions, the labels, and the nodes' shares."""
     bars = []
@@ -109,4 +134,8 @@ def picture_of(name: str, finished: Finished, sample: Sample) -> Picture:
 
 
 _MAX_NODES = 20
+_MAX_CONSIDERED = 100
+_CONSIDERED = dg.TableSchema(
+    [dg.TableColumn(name) for name in ("node", "state", "used", "reasons", "score", "score of")]
+)
 _SHARES = [dg.TableColumn("node", "string"), dg.TableColumn("shards", "int"), dg.TableColumn("share", "string")]

@@ -16,7 +16,7 @@ class NetworkView:
     Attributes:
         network: IPNS name of the network's root key; empty where the home is in none.
         table: the table of nodes.
-        named: addresses of nodes that somebody wrote down, which then stand in the place of the network's.
+        in_use: this home's batches run on these nodes; otherwise on some that were named, or on local ones.
         quorum: how many nodes should take work.
         survey: looks for records and at nodes' health itself, within the seconds given, and says what came of it;
             None where an orchestrator that runs here does so.
@@ -24,6 +24,6 @@ class NetworkView:
 
     network: str
     table: NodeTable
-    named: tuple[str, ...] = ()
+    in_use: bool = True
     quorum: int = 1
     survey: Callable[[float], Coroutine[Any, Any, str]] | None = None

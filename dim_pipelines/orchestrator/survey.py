@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,14 +18,12 @@ from dim_pipelines.discovery.node_states import STATES
 from dim_pipelines.discovery.node_table import NodeTable
 from dim_pipelines.discovery.open_names import open_names
 from dim_pipelines.discovery.resolver import Resolver
-from dim_pipelines.dispatch.local_nodes import is_alive
 from dim_pipelines.domain.roster import Role
 from dim_pipelines.errors import ConfigurationError, DimError
 from dim_pipelines.identity.certificates import ClientCertificate
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.orchestrator.peers import Peers
 from dim_pipelines.orchestrator.prober import Prober
-from dim_pipelines.settings import Home
 
 LOOK_S: Final = 4.0
 """How long nodes are watched at least: two health checks of one that hangs fit in."""
@@ -35,15 +32,6 @@ _TIMEOUT_S: Final = 1.4
 _POLL_S: Final = 0.1
 _ROLES: Final[tuple[Role, ...]] = ("run_host", "orchestrator", "user", "node", "publisher")
 _PROBED: Final = ("VERIFIED", "ELIGIBLE", "SUSPECT")
-
-
-def orchestrator_runs(home: Home) -> bool:
-    """Tell whether an orchestrator of this home runs and therefore keeps the node table."""
-    try:
-        said = json.loads((home.network / "orchestrator.json").read_text(encoding="utf-8"))
-        return is_alive(int(said["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # none, or one that is just starting
 
 
 class Survey:

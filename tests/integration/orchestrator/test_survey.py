@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +20,7 @@ from dim_pipelines.domain.advertisement import Advertisement, RecordFields
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.identity.membership import Membership
-from dim_pipelines.orchestrator.survey import Survey, orchestrator_runs
+from dim_pipelines.orchestrator.survey import Survey
 from dim_pipelines.settings import Home
 from dim_pipelines.telemetry.metrics import RpcMetrics
 from dim_pipelines.testing.networks import MadeNetwork
@@ -158,11 +156,3 @@ async def test_a_home_without_a_certificate_cannot_ask(place: Place) -> None:
         file.unlink()
     with pytest.raises(ConfigurationError, match="no client certificate"):
         await place.survey().look(5)
-
-
-def test_an_orchestrator_of_the_home_is_seen_while_it_lives(place: Place) -> None:
-    file = place.home.network / "orchestrator.json"
-    assert not orchestrator_runs(place.home)
-    for text, runs in ((json.dumps({"pid": os.getpid()}), True), ("{", False), ('{"pid": 999999999}', False)):
-        file.write_text(text)
-        assert orchestrator_runs(place.home) is runs

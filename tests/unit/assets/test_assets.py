@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from dim_pipelines.assets.checks import result_is_retrievable, rows_in_equal_rows_out
+from dim_pipelines.assets.results import considered_table
 from dim_pipelines.content.unixfs import add_bytes
 from dim_pipelines.errors import ContentUnavailable, InputError, NoFeasibleNode, StaleEpoch
+from dim_pipelines.scheduling.ranking import Explained
 
 
 def _materialization(result: dg.ExecuteInProcessResult, asset: str) -> dg.AssetMaterialization:
@@ -73,6 +75,37 @@ def test_a_result_shows_what_it_is_and_what_it_cost(machine: Any) -> None:
     ]
     assert "data:image/png;base64," in metadata["dim/picture"]
     assert len(metadata["dim/picture"]) < 61_000
+
+
+def test_a_result_shows_every_node_and_why_it_was_not_used() -> None:
+    table = considered_table(
+        [
+            Explained("k1", "ann", "ELIGIBLE", True, score=0.75, parts={"load": 0.5}),
+            Explained("k2", "ben", "SUSPECT", False, ("it does not answer", "it has no engine torch (it has echo)")),
+            Explained("k3", "cid", "ELIGIBLE", True, score=0.5, parts={"load": 0.25}, chosen=True),
+        ]
+    )
+
+    assert [record.data for record in table.records] == [
+        {"node": "cid", "state": "ELIGIBLE", "used": "yes", "reasons": "", "score": "0.500", "score of": "load 0.25"},
+        {
+            "node": "ann",
+            "state": "ELIGIBLE",
+            "used": "no",
+            "reasons": "it was not needed",
+            "score": "0.750",
+            "score of": "load 0.50",
+        },
+        {
+            "node": "ben",
+            "state": "SUSPECT",
+            "used": "no",
+            "reasons": "it does not answer; it has no engine torch (it has echo)",
+            "score": "",
+            "score of": "",
+        },
+    ]
+    assert considered_table([]).records == []
 
 
 def test_the_checks_of_a_good_result_pass(machine: Any) -> None:

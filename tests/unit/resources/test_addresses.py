@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from dim_pipelines.database.engine import open_database
+from dim_pipelines.dispatch.discovered_nodes import DiscoveredNodes
+from dim_pipelines.orchestrator.meeting_point import LOCK_FILE, ORCHESTRATOR_FILE, OrchestratorAddress
 from dim_pipelines.orchestrator.running import Running, announce
 from dim_pipelines.resources.content_store import ContentStoreResource
 from dim_pipelines.resources.database import DatabaseResource
 from dim_pipelines.resources.home import HomeResource
+from dim_pipelines.resources.network import NetworkResource
 from dim_pipelines.resources.node_pool import NodePoolResource
 from dim_pipelines.resources.portal import PortalResource, process_portal
 from dim_pipelines.settings import Home
+from dim_pipelines.testing.networks import MadeNetwork
+from dim_pipelines.wire.lifetime import announced, locked
 
 KUBO = "/ip4/127.0.0.1/tcp/5999"
 
@@ -63,6 +70,59 @@ def test_named_nodes_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert NodePoolResource(addresses=["unix:/c"]).resolve() == ["unix:/c"]
 
 
+def test_a_member_uses_its_networks_nodes_unless_others_are_named(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not uses_network(home, [])
+    network = MadeNetwork(tmp_path / "made")
+    host = network.orchestrator.home
+    assert uses_network(host, NodePoolResource().named())
+    assert not uses_network(host, NodePoolResource(addresses=["unix:/a"]).named())
+    monkeypatch.setenv("DIM_NODES", "unix:/a")
+    assert not uses_network(host, NodePoolResource().named())
+    monkeypatch.setenv("DIM_NODES", "network")
+    assert uses_network(host, NodePoolResource().named())
+    monkeypatch.delenv("DIM_NODES")
+    assert not uses_network(network.join("ann", "node").home, [])
+
+
+def test_a_member_gets_a_pool_of_discovered_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = MadeNetwork(tmp_path / "made").orchestrator.home
+    monkeypatch.setenv("DIM_HOME", str(host.root))
+    with dg.build_resources({"node_pool": NodePoolResource()}) as built:
+        assert isinstance(built.node_pool, DiscoveredNodes)
+    open_database(host.database_url).close()
+
+
+def test_a_home_without_a_network_has_an_empty_view(home: Home) -> None:
+    with dg.build_resources({"network": NetworkResource()}) as built:
+        assert (built.network.network, built.network.survey, built.network.in_use) == ("", None, False)
+        assert built.network.table.rows() == []
+    open_database(home.database_url).close()
+
+
+def test_a_member_looks_for_nodes_itself_unless_an_orchestrator_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = MadeNetwork(tmp_path / "made")
+    host = network.orchestrator.home
+    monkeypatch.setenv("DIM_HOME", str(host.root))
+    with dg.build_resources({"network": NetworkResource(quorum=3)}) as built:
+        assert (built.network.network, built.network.in_use, built.network.quorum) == (network.id, True, 3)
+        first = built.network.survey
+        assert first is not None
+    with dg.build_resources({"network": NetworkResource()}) as built:
+        assert built.network.survey.__self__ is first.__self__  # it remembers since when it listens
+    address = OrchestratorAddress(os.getpid(), network.orchestrator.name, network.id, "127.0.0.1:1", "127.0.0.1:2")
+    with (
+        locked(host.network, LOCK_FILE, "an orchestrator"),
+        announced(host.network / ORCHESTRATOR_FILE, asdict(address)),
+        dg.build_resources({"network": NetworkResource()}) as built,
+    ):
+        assert built.network.survey is None
+    open_database(host.database_url).close()
+
+
 def test_resources_build_plain_objects_that_share_a_loop(home: Home) -> None:
     resources = {
         "home": HomeResource(),
@@ -82,5 +142,5 @@ def test_resources_build_plain_objects_that_share_a_loop(home: Home) -> None:
 
 
 def test_every_setting_is_described() -> None:
-    for resource in (ContentStoreResource, DatabaseResource, NodePoolResource):
+    for resource in (ContentStoreResource, DatabaseResource, NetworkResource, NodePoolResource):
         assert all(field.description for field in resource.model_fields.values())

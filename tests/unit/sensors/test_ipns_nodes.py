@@ -212,16 +212,16 @@ def test_a_foreign_cursor_is_an_empty_one(cursor: str | None) -> None:
 
 
 def test_batches_have_slots_while_a_node_takes_work(known: KnownNodes) -> None:
-    assert wanted_slots(known.table.rows(), (), 4) == 0
+    assert wanted_slots(known.table.rows(), True, 4) == 0
     known.publish("ann", NOW)
-    assert wanted_slots(known.table.rows(), (), 4) == 0
+    assert wanted_slots(known.table.rows(), True, 4) == 0
     known.happen("ann", Healthy(NOW), NOW)
-    assert wanted_slots(known.table.rows(), (), 4) == 4
+    assert wanted_slots(known.table.rows(), True, 4) == 4
     known.publish("ann", NOW + 1, paused=True)
-    assert wanted_slots(known.table.rows(), (), 4) == 0
+    assert wanted_slots(known.table.rows(), True, 4) == 0
     known.publish("ann", NOW + 2, draining=True)
-    assert wanted_slots(known.table.rows(), (), 4) == 0
-    assert wanted_slots(known.table.rows(), ("192.0.2.1:7",), 4) == 4  # of which nothing is known here
+    assert wanted_slots(known.table.rows(), True, 4) == 0
+    assert wanted_slots(known.table.rows(), False, 4) == 4  # batches use others, of which nothing is known here
 
 
 class Tower:
