@@ -127,8 +127,9 @@ class Attachment:
                         self._stands(door)
                         await self._hold(call, dials)
                 except DimError as error:
+                    if error.message != self._error:  # once, and not in every round of a long night
+                        log.warning("not attached: %s", error.message)
                     self._error = error.message
-                    log.warning("not attached: %s", error.message)
                 finally:
                     self._stands(None)
                 # Whoever lost the same orchestrator does not come to the next one in the same moment.
