@@ -18,7 +18,7 @@ from dim_pipelines.resources.content_store import ContentStoreResource
 from dim_pipelines.resources.database import DatabaseResource
 from dim_pipelines.resources.home import HomeResource
 from dim_pipelines.resources.network import NetworkResource
-from dim_pipelines.resources.node_pool import NodePoolResource
+from dim_pipelines.resources.node_pool import NodePoolResource, uses_network
 from dim_pipelines.resources.portal import PortalResource, process_portal
 from dim_pipelines.settings import Home
 from dim_pipelines.testing.networks import MadeNetwork
