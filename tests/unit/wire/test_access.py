@@ -17,6 +17,7 @@ import dim_pipelines.wire.v1
 from dim_pipelines.domain.roster import ROLES
 from dim_pipelines.errors import Forbidden, Unauthenticated
 from dim_pipelines.telemetry.metrics import RpcMetrics
+from dim_pipelines.testing.networks import MadeNetwork, now_ms
 from dim_pipelines.wire import callers
 from dim_pipelines.wire.access import METHOD_ROLES, Peer
 from dim_pipelines.wire.callers import Gate, peer_of
@@ -85,6 +86,41 @@ class Open:
 
     def revoked(self, peer: Peer) -> asyncio.Event:
         return asyncio.Event()
+
+
+def test_every_method_is_served_to_its_roles_and_to_no_other(tmp_path: Path) -> None:
+    network = MadeNetwork(tmp_path)
+    everything = network.join("all", *ROLES)
+    made, _ = gate(everything.guard)
+    for role in ROLES:
+        auth = {**TLS, "x509_pem_cert": [everything.client(role).current()[1]]}
+        for method, roles in METHOD_ROLES.items():
+            if roles and role not in roles:
+                with pytest.raises(Forbidden, match=f"as {role}"):
+                    made.admit(Call(auth), method)  # type: ignore[arg-type]
+            else:
+                peer = made.admit(Call(auth), method)  # type: ignore[arg-type]
+                assert peer is None if not roles else peer is not None and peer.role == role
+
+
+@pytest.mark.parametrize(
+    ("off_ms", "reason"),
+    [(-10 * 60_000 + 5000, ""), (-11 * 60_000, "begins in"), (23 * 3_600_000, ""), (24 * 3_600_000 + 5000, "ended")],
+)
+def test_a_certificate_holds_from_ten_minutes_before_its_issue_for_a_day(
+    tmp_path: Path, off_ms: int, reason: str
+) -> None:
+    """So a server whose clock is less than 10 minutes off takes it, and one further off names the clocks."""
+    network = MadeNetwork(tmp_path)
+    issued = now_ms()
+    made, _ = gate(network.orchestrator.guard, now_ms=lambda: issued + off_ms)
+    call = Call({**TLS, "x509_pem_cert": [network.orchestrator.client("user").current()[1]]})
+    if not reason:
+        assert made.admit(call, "/dim.v1.NodeService/DescribeNode")  # type: ignore[arg-type]
+        return
+    with pytest.raises(Unauthenticated, match=reason) as caught:
+        made.admit(call, "/dim.v1.NodeService/DescribeNode")  # type: ignore[arg-type]
+    assert "clock" in caught.value.hint
 
 
 def test_a_server_with_tls_but_without_a_guard_lets_nobody_in() -> None:
