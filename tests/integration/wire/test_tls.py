@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -276,7 +277,7 @@ async def test_an_expired_certificate_is_refused_on_a_connection_that_stands(
     later = now_ms() + 25 * 3_600_000
     monkeypatch.setattr("dim_pipelines.wire.callers.time.time_ns", lambda: later * 1_000_000)
     error = await refusal(stub.DescribeNode(node_pb2.DescribeNodeRequest(), timeout=EVENTUALLY))
-    assert isinstance(error, Unauthenticated) and "ended 60 min ago" in error.message
+    assert isinstance(error, Unauthenticated) and re.search(r"ended \d+ min ago", error.message)
     assert served.refusals("DescribeNode", "unauthenticated") == 1
 
 
