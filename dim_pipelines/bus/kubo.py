@@ -148,8 +148,8 @@ class KuboBus:
         return "u" + base64.urlsafe_b64encode(f"dim/{self._network}/{topic}".encode()).decode().rstrip("=")
 
 
-def _bytes_of(text: str) -> bytes:
+def _bytes_of(text: object) -> bytes:
     """Read multibase base64url (`u…`): https://github.com/multiformats/multibase."""
-    if not text.startswith("u") or len(text) > 2 * MAX_MESSAGE_BYTES:
-        raise ValueError(text[:10])
+    if not isinstance(text, str) or not text.startswith("u") or len(text) > 2 * MAX_MESSAGE_BYTES:
+        raise ValueError("not base64url")
     return base64.urlsafe_b64decode(text[1:] + "=" * (-(len(text) - 1) % 4))

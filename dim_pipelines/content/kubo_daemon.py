@@ -124,7 +124,12 @@ class KuboDaemon:
         daemon = cls(repository, program, lock, known, [listen] if isinstance(listen, str) else listen)
         try:
             await daemon._prepare(swarm_key)
-            await daemon._launch()
+            try:
+                await daemon._launch()
+            except ConfigurationError:
+                if not daemon._forget_ports():
+                    raise
+                await daemon._launch()  # somebody was faster to take a port of the last time
         except BaseException:
             await daemon.stop()
             raise
@@ -221,6 +226,14 @@ class KuboDaemon:
             self._address = api
         if wanted == list(self._wanted) and all(is_free(each) for each in listened):
             self._listen = tuple(listened)
+
+    def _forget_ports(self) -> bool:
+        """Take any free ports; False where none of the last time was taken."""
+        if not self._address and self._listen == self._wanted:
+            return False
+        self._address, self._listen = "", self._wanted
+        self._write_config()
+        return True
 
     def _keep_ports(self) -> None:
         kept = {"api": self._address, "wanted": list(self._wanted), "listen": list(self._listen)}
