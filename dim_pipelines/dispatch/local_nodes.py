@@ -35,10 +35,10 @@ def _read(file: Path) -> LocalNode | None:
         node = LocalNode(str(value["name"]), str(value["address"]), int(value["pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # missing, or being written: there is no daemon to speak to
-    return node if is_alive(node.pid) else None
+    return node if _is_alive(node.pid) else None
 
 
-def is_alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Tell whether the process runs; a zombie does not, though signals still reach it."""
     try:
         os.kill(pid, 0)
