@@ -23,7 +23,7 @@ from dim_pipelines.dispatch.head import Batch, BatchHead, Progress, ProgressList
 from dim_pipelines.dispatch.journal import JournalWriter
 from dim_pipelines.dispatch.node_pool import NodePool, PoolNode
 from dim_pipelines.dispatch.past import Past
-from dim_pipelines.dispatch.pool_watch import PoolWatch
+from dim_pipelines.dispatch.pool_watch import END_S, PoolWatch
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
 from dim_pipelines.dispatch.transfer import BlockTransfer
 from dim_pipelines.dispatch.write_ahead import WriteAhead
@@ -177,7 +177,7 @@ class BatchRun:
                 journaling.cancel()
                 await asyncio.wait({journaling}, timeout=_PARTING_S)
             await self._journal.release()
-            await watch.end()
+            await watch.end(_PARTING_S / 2 if _is_ending() else END_S)
             self.considered = watch.explained
         journaling.result()
         self.schema = transfer.schema

@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, ParamSpec, TypeVar
 
 from dim_pipelines.discovery.node_table import NodeRow, NodeTable
 from dim_pipelines.discovery.record import NodeRecord
@@ -33,6 +33,9 @@ _REACH_S: Final = 2.0
 """How long each of several endpoints has to take a connection, in seconds."""
 LOCAL_OWNER: Final = "local"
 """The owner of batches that were submitted before a network existed, or without naming a member."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -163,19 +166,28 @@ class DiscoveredNodes(NodePool):
 
     async def reputations(self, classes: Mapping[str, str]) -> dict[str, Reputation]:
         """Give what is known of nodes: IPNS name → numerics class, to IPNS name → reputation."""
-        return await asyncio.to_thread(self._reputations.get, classes)
+        found = await self._asked(self._reputations.get, classes)
+        return {} if found is None else found
 
     async def keep_work(self, classes: Mapping[str, str], seen: Mapping[str, Seen]) -> None:
         """Add what a batch saw of nodes to their reputations."""
-        await asyncio.to_thread(self._reputations.add, classes, seen, time.time_ns() // 1_000_000)
+        await self._asked(self._reputations.add, classes, seen, time.time_ns() // 1_000_000)
 
     async def keep_refusals(self, batch: str, reasons: Mapping[str, Sequence[str]], chosen: Collection[str]) -> None:
         """Keep why nodes were, or were not, given a batch."""
-        await asyncio.to_thread(self._table.keep_refusals, batch, reasons, chosen)
+        await self._asked(self._table.keep_refusals, batch, reasons, chosen)
 
     async def lost(self, node: str, why: str) -> None:
         """Tell the table that an open session with a node was lost."""
-        await asyncio.to_thread(self._table.lost, node, why)
+        await self._asked(self._table.lost, node, why)
+
+    async def _asked(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Ask the database in a thread; one that does not answer costs a batch its notes, never its work."""
+        try:
+            return await asyncio.to_thread(ask, *args, **kwargs)
+        except DimError as error:
+            _log.warning("the tables of nodes do not answer: %s", error)
+            return None
 
     async def close(self) -> None:
         """Close all channels and tunnels."""

@@ -29,7 +29,8 @@ REPORT_S: Final = 30.0
 """How often the batch passes on what it saw of its nodes, in seconds."""
 ASK_AGAIN_S: Final = 30.0
 """How long a node that has refused the batch is left alone, in seconds: its roster or its owner may change."""
-_END_S: Final = 2.0
+END_S: Final = 2.0
+"""How long the last report may take, in seconds."""
 _SUFFIX: Final = 5
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class PoolWatch:
         self._classes: dict[str, str] = {}
         self._reputations: dict[str, Reputation] = {}
         self._refused: dict[str, tuple[tuple[str, ...], bool]] = {}
+        self._untold: dict[str, tuple[tuple[str, ...], bool]] = {}
         self._lost: list[tuple[str, str]] = []
         self._news = asyncio.Event()
         self.explained: tuple[Explained, ...] = ()
@@ -97,16 +99,16 @@ class PoolWatch:
                 except DimError as error:
                     _log.warning("the pool cannot be looked at, its nodes stay as they are: %s", error)
             self._news.clear()
-            await self._tell_lost()
+            await self._tell()
             if time.monotonic() - reported >= REPORT_S:
                 reported = time.monotonic()
                 await self._report()
 
-    async def end(self) -> None:
+    async def end(self, within_s: float = END_S) -> None:
         """Pass on what was seen since the last report; a pool that does not take it delays nobody for long."""
         try:
-            async with asyncio.timeout(_END_S):
-                await self._tell_lost()
+            async with asyncio.timeout(within_s):
+                await self._tell()
                 await self._report()
         except (TimeoutError, DimError) as error:
             _log.warning("what the batch saw of its nodes was not kept: %s", error or "the table does not answer")
@@ -147,7 +149,7 @@ class PoolWatch:
             self._join(pool[id])
         for each in looked:
             self._follow(each, by_id.get(each.id))
-        await self._note(explained, looked, set(changes.join) | {id for id, link in by_id.items() if not link.ended})
+        self._note(explained, looked, set(changes.join) | {id for id, link in by_id.items() if not link.ended})
 
     def _join(self, node: PoolNode) -> None:
         assert node.node is not None
@@ -196,7 +198,7 @@ class PoolWatch:
             self._classes.update(new)
             self._reputations.update(await self._pool.reputations(new))
 
-    async def _note(self, explained: Sequence[Explained], looked: Sequence[PoolNode], used: set[str]) -> None:
+    def _note(self, explained: Sequence[Explained], looked: Sequence[PoolNode], used: set[str]) -> None:
         """Keep why each node is, or is not, used, and tell the dispatcher who is missing."""
         self.explained = tuple(replace(each, chosen=each.node in used) for each in explained)
         absent = {
@@ -213,10 +215,9 @@ class PoolWatch:
             for each in self.explained
             if self._refused.get(each.node) != (each.reasons, each.chosen)
         }
-        if fresh:
-            self._refused.update(fresh)
-            reasons = {id: why for id, (why, _) in fresh.items()}
-            await self._pool.keep_refusals(self._batch, reasons, {id for id, (_, chosen) in fresh.items() if chosen})
+        self._refused.update(fresh)
+        self._untold.update(fresh)
+        self._news.set()
 
     def _has_refused(self, id: str) -> bool:
         name = self._names.get(id)
@@ -227,7 +228,12 @@ class PoolWatch:
         self._lost.append((name, why))
         self._news.set()
 
-    async def _tell_lost(self) -> None:
+    async def _tell(self) -> None:
+        """Tell the pool what is new; the batch never waits for this."""
+        if self._untold:
+            untold, self._untold = self._untold, {}
+            reasons = {id: why for id, (why, _) in untold.items()}
+            await self._pool.keep_refusals(self._batch, reasons, {id for id, (_, chosen) in untold.items() if chosen})
         while self._lost:
             name, why = self._lost.pop(0)
             await self._pool.lost(self._dispatcher.links[name].id, f"a run worker lost it: {why}")

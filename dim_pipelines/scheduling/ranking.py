@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Final
 
@@ -140,10 +140,10 @@ def speed_on(node: NodeDescription, need: Need) -> float | None:
     """
     if not need.packages:
         return None
-    measured = {(each.model, each.numerics): each for each in node.speeds}
     seconds = 0.0
     for cid, (engine, dtype) in zip(need.packages, need.models, strict=True):
-        speed = measured.get((cid, numerics_class(node.numerics.get(engine, ""), dtype)))
+        numerics = numerics_class(node.numerics.get(engine, ""), dtype)
+        speed = next((each for each in node.speeds if each.numerics == numerics and each.model == cid), None)
         if speed is None or speed.rows_per_1000_s <= 0:
             return None
         low = speed.rows_per_1000_s / 1000 * max(0.0, 1.0 - speed.spread_per_mille / 1000)
@@ -205,7 +205,7 @@ def rank(candidates: Sequence[Candidate], need: Need, weights: Weights, random: 
     against = _Field(
         speeds, max(speeds.values(), default=1.0), max((each.node.price for each in candidates), default=0)
     )
-    chain = [(name, ranker, weight) for name, ranker in RANKERS.items() if (weight := asdict(weights)[name]) > 0]
+    chain = [(name, ranker, weight) for name, ranker in RANKERS.items() if (weight := getattr(weights, name)) > 0]
     total = sum(weight for _, _, weight in chain) or 1.0
     ranked = []
     for each in candidates:
