@@ -89,8 +89,6 @@ def describe_node(row: NodeRow) -> dg.AssetMaterialization:
             "dim/hours": dg.MetadataValue.text(record.advertisement.hours or "always"),
             "dim/paused": dg.MetadataValue.bool(said.paused or said.draining),
             "dim/version": dg.MetadataValue.text(said.version),
-            "dim/sequence": dg.MetadataValue.text(str(record.sequence)),
-            "dim/record_ends": dg.MetadataValue.timestamp(row.expires_ms / 1000),
         }
     return dg.AssetMaterialization(
         nodes.key,

@@ -53,7 +53,7 @@ def test_a_node_shows_what_it_is_and_how_it_is_reached(known: KnownNodes) -> Non
     ]
     assert (said["dim/price"], said["dim/labels"], said["dim/hours"]) == (7, {"site": "attic"}, "22:00-07:00")
     assert (said["dim/paused"], said["dim/engines"]) == (False, "echo")
-    assert said["dim/record_ends"] == NOW / 1000 + 180
+    assert said["dim/since"] == NOW / 1000
 
 
 def test_a_lost_node_shows_why(known: KnownNodes) -> None:
