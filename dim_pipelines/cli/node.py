@@ -136,11 +136,15 @@ async def _serve(screen: Screen, config: NodeConfig) -> None:
     from dataclasses import asdict, replace
 
     from dim_pipelines.node.daemon import serve
+    from dim_pipelines.telemetry.logging import set_up
+
+    set_up(file=config.home.logs / "node.log")
 
     def ready(address: NodeAddress) -> None:
         lines = [f"node {address.name} serves at {address.address}", f"key  {address.key}"]
         lines += [f"in network {address.network} at {address.secure}"] if address.network else []
         lines += [f"metrics at {address.metrics}"] if address.metrics else []
+        lines.append(f"log  {config.home.logs / 'node.log'}")
         screen.result(asdict(address), "\n".join(lines))
 
     async with ipfs_address(config.home, config.ipfs) as content:
