@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry
 from dim_pipelines.bus.bus import Bus
 from dim_pipelines.bus.open_bus import open_bus
 from dim_pipelines.content.open import open_store
-from dim_pipelines.content.store import ContentStore
 from dim_pipelines.database.engine import Database, open_database
 from dim_pipelines.discovery.names import NameService
 from dim_pipelines.discovery.node_states import Attached, Detached
@@ -31,7 +30,7 @@ from dim_pipelines.discovery.open_names import open_names
 from dim_pipelines.discovery.resolver import Resolver
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.roster import Limits, Member
-from dim_pipelines.errors import ConfigurationError, DimError, Forbidden
+from dim_pipelines.errors import ConfigurationError, ContentUnavailable, DimError, Forbidden
 from dim_pipelines.identity.certificates import Ca, client_public_key, load_or_create_ca, store_client
 from dim_pipelines.identity.joining import keep_certificates, renew_certificates
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
@@ -62,7 +61,7 @@ __all__ = ["Orchestrator", "OrchestratorAddress", "OrchestratorConfig", "member_
 
 log = logging.getLogger(__name__)
 
-ROSTER_LOOK_S: Final = 0.5
+ROSTER_LOOK_S: Final = 0.25
 """How often SQL is asked whether another process of the network's editors has made a newer roster."""
 RENEW_DAYS: Final = 10
 """The permission to sign rosters is renewed this long before its end where the root key lies in the home."""
@@ -129,7 +128,6 @@ class Orchestrator:
         database: Database,
         names: NameService,
         bus: Bus,
-        store: ContentStore,
     ) -> None:
         """Use `open`."""
         self.config, self.membership, self._stack, self._key = config, membership, stack, key
@@ -139,7 +137,7 @@ class Orchestrator:
         self._ca: Ca = load_or_create_ca(config.home, membership.network, membership.name)
         self._invites = Invites(database)
         self.resolver = Resolver(self.table, membership, names, bus)
-        self._names, self._bus, self._store = names, bus, store
+        self._names, self._bus = names, bus
         self._registry = CollectorRegistry()
         self._links = LinkServicer(
             peer_of,
@@ -163,7 +161,6 @@ class Orchestrator:
 
         Raises:
             ConfigurationError: the home is in no network, or no orchestrator of it.
-        ContentUnavailable: the content store does not answer.
         """
         home = config.home
         membership = Membership.load(home)
@@ -184,9 +181,11 @@ class Orchestrator:
         stack.push_async_callback(names.close)
         bus = open_bus(config.ipfs, home, membership.network, key)
         stack.push_async_callback(bus.close)
-        store = await open_store(config.ipfs, home, public=config.public)
-        stack.push_async_callback(store.close)
-        return cls(config, stack, membership, key, database, names, bus, store)
+        try:
+            await (await open_store(config.ipfs, home, public=config.public)).close()
+        except ContentUnavailable as error:  # what is known lasts, and two roads of records are left
+            log.warning("going on without IPFS for now: %s", error.message)
+        return cls(config, stack, membership, key, database, names, bus)
 
     async def start(self) -> OrchestratorAddress:
         """Listen, be entered in the roster, and have certificates.
@@ -250,7 +249,15 @@ class Orchestrator:
         )
         self.resolver.on_change(self._service.node_changed)
         self.resolver.on_change(self._prober.soon)
-        roads = RosterRoads(membership, self._rosters, self._names, self._bus, self._store, self._admissions.key)
+        config = self.config
+        roads = RosterRoads(
+            membership,
+            self._rosters,
+            self._names,
+            self._bus,
+            lambda: open_store(config.ipfs, config.home, public=config.public),
+            self._admissions.key,
+        )
         membership.on_roster(lambda view: roads.changed())
         working = [
             asyncio.create_task(each)

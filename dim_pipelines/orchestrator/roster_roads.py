@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -47,12 +48,21 @@ class RosterRoads:
         rosters: Rosters,
         names: NameService,
         bus: Bus,
-        store: ContentStore,
+        open_store: Callable[[], Awaitable[ContentStore]],
         admission_key: Ed25519PrivateKey | None,
     ) -> None:
-        """Make it; without the admission key only SQL and the bus are told."""
+        """Make it; without the admission key only SQL and the bus are told.
+
+        Args:
+            membership: whose rosters are sent.
+            rosters: SQL.
+            names: where the roster's records stand.
+            bus: where hints go.
+            open_store: opens where its blocks lie; asked for each put, because IPFS may be down in between.
+            admission_key: signs the records.
+        """
         self._membership, self._rosters = membership, rosters
-        self._names, self._bus, self._store = names, bus, store
+        self._names, self._bus, self._open_store = names, bus, open_store
         self._key = admission_key
         self._news = asyncio.Event()
 
@@ -103,7 +113,11 @@ class RosterRoads:
         path = root_record_path(self._membership.home)
         try:
             root = await asyncio.to_thread(path.read_bytes) if path.exists() else None
-            await publish_roster(view, self._key, self._names, self._store, root_record=root)
+            store = await self._open_store()
+            try:
+                await publish_roster(view, self._key, self._names, store, root_record=root)
+            finally:
+                await store.close()
         except (DimError, OSError) as error:
             log.warning("the roster does not stand under the network's name yet: %s", error)
             return False

@@ -18,11 +18,13 @@ def test_many_far_machines_give_the_same_result_as_one(make_spaces: MakeSpaces, 
     ):
         network = Network(hub)
         network.gather(others[:1])
-        alone = hub.start_worker(ROWS, 1, 20).result()
+        alone = hub.start_worker(ROWS, 60, 4).result()
         network.gather(others[1:])
-        together = hub.start_worker(ROWS, 60, 20).result()
+        together = hub.start_worker(ROWS, 60, 4).result()
         counters = spaces.line()
         assert alone["right"] and together["right"]
+        assert alone["nodes"] == {label(others[0]): ROWS // 4}
+        assert together["result"] == alone["result"]
         assert together["nodes"].keys() == {label(machine) for machine in others}, "each took part"
         print(f"alone {alone['seconds']:.1f} s, {NODES} machines {together['seconds']:.1f} s; {counters}")
         assert counters["lost"] > 0

@@ -17,8 +17,9 @@ def test_a_machine_that_only_dials_out_joins_and_computes_and_outlives_its_orche
         inside.space.refuse_inbound()
         network = Network(hub)
         network.gather([inside])
-        row = network.rows()[label(inside)]
-        assert (row.reach, row.relay) == ("attached", network.orchestrator.lines[0]["name"])
+        relay = network.orchestrator.lines[0]["name"]
+        wait_until(lambda: network.rows()[label(inside)].relay == relay, "the orchestrator relays to it")
+        assert network.rows()[label(inside)].reach == "attached"
         assert inside.dim("doctor")["broken"] == 0
 
         worker = hub.start_worker(ROWS, 60)
