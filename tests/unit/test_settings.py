@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dim_pipelines.errors import ConfigurationError
-from dim_pipelines.settings import Home
+from dim_pipelines.settings import Home, ranking_settings
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +51,23 @@ def test_every_place_lies_in_the_home_and_is_another(tmp_path: Path) -> None:
     assert len(places) == len(set(places))
     assert all(place.is_relative_to(tmp_path) for place in places)
     assert not any(tmp_path.iterdir()), "nothing is made before it is needed"
+
+
+def test_ranking_weights_come_from_the_file_and_the_environment_goes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.at(tmp_path)
+    assert ranking_settings(home) == {}
+    home.settings.write_text("ranking: {speed: 4, price: 0}\nother: 1\n")
+    monkeypatch.setenv("DIM_RANKING", " price=2.5, model=1 ,")
+    assert ranking_settings(home) == {"speed": 4, "price": "2.5", "model": "1"}
+    monkeypatch.setenv("DIM_RANKING", "price")
+    with pytest.raises(ConfigurationError, match="DIM_RANKING holds 'price'"):
+        ranking_settings(home)
+    monkeypatch.delenv("DIM_RANKING")
+    home.settings.write_text("")
+    assert ranking_settings(home) == {}
+    for wrong in ("ranking: 3", "- a list", "ranking: {"):
+        home.settings.write_text(wrong)
+        with pytest.raises(ConfigurationError, match="settings.yaml"):
+            ranking_settings(home)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,6 +27,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ["gc", "--help"],
         ["demo", "digits", "--help"],
         ["node", "start", "--help"],
+        ["nodes", "--help"],
+        ["nodes", "explain", "--help"],
         *(["model", verb, "--help"] for verb in ("add", "list", "show", "verify")),
     ],
 )
@@ -83,12 +85,9 @@ def test_help_imports_nothing_heavy_and_is_quick() -> None:
         "import sys; from dim_pipelines.cli import main; main(['--help']); "
         f"found = {heavy} & set(sys.modules); print(sorted(found), file=sys.stderr); sys.exit(bool(found))"
     )
-    best = 9.0
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
-        best = min(best, time.perf_counter() - begun)
-        assert done.returncode == 0, done.stderr
-        if best < 0.6:
-            break
-    assert best < 2.0  # 0.35 s on an idle machine; the bound only catches a heavy import
+    begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # processor time, which no neighbour takes part in: 0.3 s; the bound only catches a heavy import
+    assert ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime < 4.0
