@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from dim_pipelines.domain.roster import Limits
 from dim_pipelines.errors import DimError, NodeUnreachable, ProtocolError
+from dim_pipelines.node import attachment as attachments
 from dim_pipelines.orchestrator import link as links
 from dim_pipelines.orchestrator.link import LinkServicer
 from dim_pipelines.wire.chunk import CLOSED, data_chunk
@@ -127,11 +127,13 @@ async def test_a_caller_without_rights_at_the_node_is_refused_by_the_node(stage:
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED and not node.calls
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("method", "openings"), [(DIAL, 10_000), (CONNECT, 1_000)])
 async def test_a_flood_of_streams_of_one_member_is_refused_and_others_go_on(
     stage: Any, method: str, openings: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orchestrator = await stage.orchestrator()
+    monkeypatch.setattr(attachments, "SILENT_S", 3600.0)  # one loop runs all of this: it may be late, and that is all
+    orchestrator = await stage.orchestrator(clock=lambda: 0.0)  # in one moment, however long the machine takes
     node = await stage.attached(await stage.node())
     caller = stage.member("run_host")
     good = stage.channel(await stage.tunnel(orchestrator, node.name, caller), node.pin, caller)
@@ -139,7 +141,7 @@ async def test_a_flood_of_streams_of_one_member_is_refused_and_others_go_on(
     channel = stage.link(orchestrator, stage.member("node" if method == DIAL else "run_host"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(links, "FIRST_S", 1.0)
-    begun, answered = time.monotonic(), 0
+    answered = 0
     flood = asyncio.gather(*(raw(channel, method).code() for _ in range(openings)))  # they say nothing at all
     while not flood.done():
         assert await echo(good, bytes(1 << 16)) == bytes(1 << 16)
@@ -153,7 +155,7 @@ async def test_a_flood_of_streams_of_one_member_is_refused_and_others_go_on(
     }
     # gRPC itself refuses (with UNAVAILABLE) what comes beyond 1,024 streams of a connection: these are not counted here
     assert counts["quota_exceeded"] >= codes["RESOURCE_EXHAUSTED"] > 0
-    assert 0 < counts["node_unreachable"] <= 256 + 32 * (time.monotonic() - begun + 1)  # let in, and said nothing
+    assert 0 < counts["node_unreachable"] <= 256  # let in, and said nothing
     assert answered > 1
     assert node.attachment.attached_to == orchestrator.name and not orchestrator.detached
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB; both sides of 10,000 calls
@@ -162,14 +164,22 @@ async def test_a_flood_of_streams_of_one_member_is_refused_and_others_go_on(
 async def test_streams_that_never_say_what_they_are_for_are_few_and_end(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "FIRST_S", 1.0)
     orchestrator = await stage.orchestrator()
     mad = stage.member("node")
     stage.limits[mad.name] = Limits(max_streams=5)
     channel = stage.link(orchestrator, mad)
-    silent = await asyncio.gather(*(refusal(raw(channel, DIAL), []) for _ in range(50)))
-    assert Counter(error.code for error in silent) == {"quota_exceeded": 45, "node_unreachable": 5}
-    assert "said nothing" in next(error.message for error in silent if error.code == "node_unreachable")
+    monkeypatch.setattr(links, "FIRST_S", 3600.0)
+    held = [raw(channel, DIAL) for _ in range(5)]
+    opened = {"service": "dim.v1.LinkService", "method": "Dial"}
+    await until(lambda: orchestrator.registry.get_sample_value("dim_rpc_open", opened) == 5)
+    for _ in range(50):
+        assert (await refusal(raw(channel, DIAL), [])).message == "5 streams are open, the limit is 5"
+    for call in held:
+        call.cancel()
+    await until(lambda: orchestrator.registry.get_sample_value("dim_rpc_open", opened) == 0)
+    monkeypatch.setattr(links, "FIRST_S", 0.1)
+    error = await refusal(raw(channel, DIAL), [])
+    assert isinstance(error, NodeUnreachable) and "the stream said nothing" in error.message
 
 
 @pytest.mark.parametrize(

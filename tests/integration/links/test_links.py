@@ -158,8 +158,11 @@ async def test_an_end_that_breaks_off_breaks_the_other(stage: Any, who: str) -> 
 
 
 @pytest.mark.parametrize("flooder", ["caller", "node"])
-async def test_a_flood_that_nobody_reads_is_held_back_and_others_go_on(stage: Any, flooder: str) -> None:
+async def test_a_flood_that_nobody_reads_is_held_back_and_others_go_on(
+    stage: Any, flooder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Back-pressure reaches the writer, memory stays bounded, and another tunnel of the same node answers."""
+    monkeypatch.setattr(attachments, "SILENT_S", 3600.0)  # one loop runs all of this: it may be late, and that is all
     release = asyncio.Event()
     poured = 0
 
@@ -180,7 +183,7 @@ async def test_a_flood_that_nobody_reads_is_held_back_and_others_go_on(stage: An
         else:
             await release.wait()  # and reads nothing
 
-    orchestrator = await stage.orchestrator()
+    orchestrator = await stage.orchestrator(clock=lambda: 0.0)
     async with tcp(far) as served:
         node = await stage.attached(await stage.node(serves=served))
         tunnel = await stage.tunnel(orchestrator, node.name, stage.member("run_host"))
@@ -251,9 +254,9 @@ async def test_a_node_that_is_not_there_is_said_to_be_elsewhere(stage: Any) -> N
 async def test_a_node_that_does_not_dial_back_costs_its_caller_some_seconds_only(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "FIRST_S", 0.3)
     orchestrator = await stage.orchestrator()
     node = await stage.attached(await stage.node(max_tunnels=0))
+    monkeypatch.setattr(links, "FIRST_S", 2.0)
     tunnel = await stage.tunnel(orchestrator, node.name, stage.member("run_host"))
     reader, writer = await dial(tunnel)
     assert await gone(reader) == b""
@@ -316,15 +319,16 @@ async def test_a_lost_orchestrator_means_another_one(stage: Any) -> None:
 
 
 async def test_a_node_survives_the_restart_of_its_only_orchestrator(stage: Any) -> None:
-    member = stage.member("orchestrator")
-    first = await stage.orchestrator(member=member)
+    member, listen = stage.member("orchestrator"), f"unix:{stage.folder}/s"  # nobody else can take its place meanwhile
+    first = await stage.orchestrator(member=member, listen=listen)
     node, caller = await stage.attached(await stage.node()), stage.member("run_host")
     tunnel = await stage.tunnel(first, node.name, caller)
     channel = stage.channel(tunnel, node.pin, caller)
     assert await echo(channel, b"before") == [b"before"]
     await first.stop()
     await until(lambda: not node.attachment.attached_to)
-    await stage.orchestrator(listen=first.addresses[0], member=member)
+    stage.orchestrators.clear()
+    await stage.orchestrator(member=member, listen=listen)
     await until(lambda: node.attachment.attached_to)
     async with asyncio.timeout(60):  # the same channel and socket: they connect anew by themselves
         while True:
@@ -346,7 +350,7 @@ async def test_an_orchestrator_that_falls_silent_is_left(stage: Any, monkeypatch
     second.append(await stage.orchestrator("second"))
     await until(lambda: node.attachment.attached_to == second[0].name)
     assert node.changes[:2] == [first.name, ""]
-    await until(lambda: first.detached == [node.name])
+    await until(lambda: node.name in first.detached)
 
 
 async def test_a_dead_orchestrator_in_the_roster_does_not_delay_the_others(stage: Any) -> None:
