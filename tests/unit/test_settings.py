@@ -69,5 +69,5 @@ def test_ranking_weights_come_from_the_file_and_the_environment_goes_before(
     assert ranking_settings(home) == {}
     for wrong in ("ranking: 3", "- a list", "ranking: {"):
         home.settings.write_text(wrong)
-        with pytest.raises(ConfigurationError, match="settings.yaml"):
+        with pytest.raises(ConfigurationError, match=r"settings\.yaml"):
             ranking_settings(home)
