@@ -17,6 +17,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from dim_pipelines.errors import DimError  # gRPC reads its environment when it is imported
 from dim_pipelines.node.daemon import NodeAddress, NodeConfig, serve
+from dim_pipelines.node.networking import ROADS
 from dim_pipelines.settings import Home
 from dim_pipelines.telemetry.logging import set_up
 
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--cache-bytes", type=int, default=20 << 30)
     parser.add_argument("--device-bytes", type=int, default=0)
     parser.add_argument("--task-timeout", type=float, default=600.0)
+    parser.add_argument("--road", action="append", choices=ROADS)
     parser.add_argument("--parent", type=int)
     parser.add_argument("--log-level", default="info")
     given = parser.parse_args()
@@ -64,6 +66,7 @@ def main() -> int:
             cache_bytes=given.cache_bytes,
             device_bytes=given.device_bytes,
             task_timeout_s=given.task_timeout,
+            roads=tuple(given.road or ()),
             parent=given.parent,
         )
         asyncio.run(serve(config, ready=ready))

@@ -38,7 +38,7 @@ from dim_pipelines.node.devices import DeviceConfig, start_devices
 from dim_pipelines.node.epochs import Epochs
 from dim_pipelines.node.lifetime import NodeAddress, Stop, announced, locked, socket_in, stopping_by_signal
 from dim_pipelines.node.model_cache import ModelCache
-from dim_pipelines.node.networking import NodeNetwork, find_membership
+from dim_pipelines.node.networking import ROADS, NodeNetwork, find_membership
 from dim_pipelines.node.plans import PlanReader
 from dim_pipelines.node.service import NodeParts, NodeServicer
 from dim_pipelines.node.speeds import SpeedBook
@@ -81,6 +81,7 @@ class NodeConfig:
         cache_bytes: budget of models on the disk.
         device_bytes: budget of models per device; a share of its memory when 0.
         task_timeout_s: the longest a task may take.
+        roads: by which its record goes to the network (see `networking.ROADS`); all when empty.
         parent: a descriptor that ends when the parent process does; the daemon ends then, too.
     """
 
@@ -98,6 +99,7 @@ class NodeConfig:
     metrics_port: int | None = 0
     cache_bytes: int = 20 << 30
     device_bytes: int = 0
+    roads: tuple[str, ...] = ()
     task_timeout_s: float = 600.0
     parent: int | None = None
 
@@ -252,6 +254,7 @@ def _network(
         store=store,
         names=open_names(config.ipfs, config.home) if shared else None,
         bus=open_bus(config.ipfs, config.home, membership.network, key) if shared else None,
+        roads=config.roads or ROADS,
         advertise=lambda: state.advertise(draining=service.draining),
         roster_changed=service.check_trust,
     )

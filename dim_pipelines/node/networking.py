@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -46,6 +46,8 @@ from dim_pipelines.wire.v1 import node_pb2, orchestrator_pb2
 
 log = logging.getLogger(__name__)
 
+ROADS: Final = ("announce", "bus", "names")
+"""How a record travels: told to orchestrators, as a hint, and by IPNS. Any one is enough; each is tried alone in tests."""
 FIRST_PROBE_S: Final = 4.0
 """How long the first record waits for an orchestrator to say how the node is reached, in seconds."""
 STATE_S: Final = 2.0
@@ -96,6 +98,7 @@ class NodeNetwork:
         store: ContentStore,
         names: NameService | None = None,
         bus: Bus | None = None,
+        roads: Collection[str] = ROADS,
         advertise: Callable[[], Advertisement],
         roster_changed: Callable[[], None],
     ) -> None:
@@ -109,6 +112,7 @@ class NodeNetwork:
             store: where the blocks of a roster lie that is found by its name.
             names: the road of IPNS; None: not taken.
             bus: the road of hints; None: not taken.
+            roads: by which of `ROADS` records go.
             advertise: gives the node's advertisement as it is now.
             roster_changed: is called with each newer roster.
 
@@ -120,6 +124,7 @@ class NodeNetwork:
         self.revoked = ""
         self._key = key
         self._names, self._bus, self._store = names, bus, store
+        self._chosen = frozenset(roads)
         self._advertised = tuple(advertised)
         self._advertise = advertise
         self._roster_changed = roster_changed
@@ -130,7 +135,7 @@ class NodeNetwork:
         candidate_endpoints("127.0.0.1:1", (), self._advertised)  # malformed ones are an error now
         self._contacts = Contacts(membership.orchestrators, lambda: membership.client("node"))
         self._announcing = AnnounceRoad(self._contacts)
-        self._follower = RosterFollower(_Keeper(membership), self._contacts)
+        self._follower = RosterFollower(MembershipKeeper(membership), self._contacts)
         self._arrived = asyncio.Event()
 
     @asynccontextmanager
@@ -239,7 +244,7 @@ class NodeNetwork:
 
     def _sequence(self) -> int:
         """Give the sequence of the newest record that arrived anywhere; 0: none has."""
-        return max(road.sequence for road in self._publisher.roads().values())
+        return max((road.sequence for road in self._publisher.roads().values()), default=0)
 
     def _roads(self) -> dict[str, Road]:
         roads: dict[str, Road] = {"announce": self._announcing}
@@ -247,7 +252,7 @@ class NodeNetwork:
             roads["bus"] = BusRoad(self._bus)
         if self._names is not None:
             roads["names"] = NameRoad(self._names)
-        return {name: _ToldRoad(road, self._arrived) for name, road in roads.items()}
+        return {name: _ToldRoad(road, self._arrived) for name, road in roads.items() if name in self._chosen}
 
     def _fields(self) -> RecordFields:
         return record_fields(
@@ -331,20 +336,24 @@ class _ToldRoad:
         self._arrived.set()
 
 
-class _Keeper:
+class MembershipKeeper:
     """A membership, as `RosterFollower` sees it."""
 
     def __init__(self, membership: Membership) -> None:
+        """Keep rosters in this membership."""
         self._membership = membership
 
     @property
     def version(self) -> int:
+        """See `RosterKeeper.version`."""
         return self._membership.roster.version
 
     def keep(self, signed: bytes, pages: Sequence[bytes]) -> bool:
+        """See `RosterKeeper.keep`."""
         return self._membership.keep_roster(signed, pages, _now_ms())
 
     def reload(self) -> bool:
+        """See `RosterKeeper.reload`."""
         return self._membership.reload()
 
 
