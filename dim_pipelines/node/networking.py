@@ -47,7 +47,7 @@ from dim_pipelines.wire.v1 import node_pb2, orchestrator_pb2
 log = logging.getLogger(__name__)
 
 ROADS: Final = ("announce", "bus", "names")
-"""How a record travels: told to orchestrators, as a hint, and by IPNS. Any one is enough; each is tried alone in tests."""
+"""How a record travels: told to orchestrators, as a hint, and by IPNS; any one is enough."""
 FIRST_PROBE_S: Final = 4.0
 """How long the first record waits for an orchestrator to say how the node is reached, in seconds."""
 STATE_S: Final = 2.0
