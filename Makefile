@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/.venv/bin:$(PATH)
 # A clone keeps its state beside the code, so that removing the folder removes everything.
 export DIM_HOME ?= $(CURDIR)/.dim
 
-.PHONY: help setup demo up test coverage lint format types protos tools bench soak docs constraints clean
+.PHONY: help setup demo up test coverage lint format types protos tools bench soak fuzz docs constraints clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*##\s*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -54,6 +54,10 @@ bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch
 soak: setup  ## two gigabytes and a million shards through each store; then contracts and dispatch, ten times over
 	@DIM_SOAK=1 python -m pytest -q -s --timeout=1500 tests/integration/content/test_memory_use.py tests/integration/content/test_million_shards.py
 	@for round in {1..10}; do echo "round $$round"; python -m pytest -q tests/contracts tests/integration/dispatch; done
+
+fuzz: setup  ## five minutes of fuzzing, guided by coverage: the decoders of records, rosters, invites and messages
+	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris==3.0.0
+	@python tests/fuzz/run.py --seconds 300
 
 docs: setup  ## writes the command reference, and checks that the documentation is true
 	@python deployment/scripts/cli_reference.py

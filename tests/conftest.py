@@ -41,6 +41,7 @@ BUDGET_S = {
     "contracts": 60.0,
     "golden": 10.0,
     "integration": 900.0,
+    "fuzz": 40.0,
     "multinode": 180.0,
     "e2e": 150.0,
 }
