@@ -17,7 +17,18 @@ import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dim_pipelines.bus.message import read_hint, sign_hint
 from dim_pipelines.content.shards import decode_shard, encode_shard
+from dim_pipelines.discovery.announcement import read_announcement, write_announcement
+from dim_pipelines.discovery.record import make_node_record, read_node_record
+from dim_pipelines.discovery.roster_hints import read_roster_hint, write_roster_hint
+from dim_pipelines.discovery.roster_record import (
+    make_root_record,
+    make_roster_record,
+    read_root_record,
+    read_roster_record,
+)
+from dim_pipelines.domain.advertisement import AdvertisedDevice, Advertisement, RecordFields, Speed
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import DAG_CBOR, RAW, Cid
 from dim_pipelines.domain.dataset import Column, Dataset, DeadPage, PageEntry, Result, ShardPage
@@ -294,6 +305,53 @@ def network_formats() -> dict[str, Format]:
 
 
 FORMATS |= network_formats()
+FORMATS["advertisement"] = ADVERTISEMENT = Advertisement(
+    label="lab-1",
+    version="0.1.0",
+    devices=(
+        AdvertisedDevice(id="cpu", kind="cpu", name="a processor", memory_bytes=1 << 34),
+        AdvertisedDevice(id="cuda:0", kind="cuda", name="a card", memory_bytes=80 << 30),
+    ),
+    numerics={"torch": "torch-2.15/cpu"},
+    models=(A, B),
+    speeds=(Speed(model=A, numerics="torch-2.15/cpu/FP32", rows_per_1000_s=5, spread_per_mille=20, samples=30),),
+    max_input_bytes=1 << 30,
+    max_sessions=4,
+    price=7,
+    labels={"site": "lab", "é": "ß"},
+    hours="22:00-07:00",
+    utc_offset_min=-60,
+    owners=("ana",),
+    licences=("Apache-2.0",),
+    swarm="kubo:12D3KooW",
+    paused=True,
+    draining=False,
+)
+
+
+def records() -> dict[str, bytes]:
+    """Records and hints: signed with Ed25519, whose signatures depend on key and bytes alone (RFC 8032)."""
+    signed, _ = found_network(ROOT, KEY, MEMBERS, 1_800_000_000_000)
+    network = ipns_name(public_bytes(ROOT))
+    fields = RecordFields(
+        network=network,
+        boot=bytes(range(16)),
+        issued_ms=1_800_000_000_000,
+        reach="direct",
+        endpoints=("10.0.0.1:7000", "[fd00::1]:7000"),
+        attached_to=(network,),
+        certificate=b"0\x82certificate",
+        advertisement=ADVERTISEMENT.encode(),
+    )
+    delegation = Roster.decode(SignedRoster.decode(signed).roster).delegation
+    return {
+        "node-record": make_node_record(KEY, fields, 1_800_000_000_001, 1_800_000_000_002),
+        "root-record": make_root_record(ROOT, delegation),
+        "roster-record": make_roster_record(KEY, signed, network),
+        "hint": sign_hint(KEY, network, "nodes", 1_800_000_000_000, b"body"),
+        "roster-hint": write_roster_hint(3, A),
+        "announcement": write_announcement(network, b"record"),
+    }
 
 
 def make_vectors() -> dict[str, Callable[[], tuple[str, bytes]]]:
@@ -305,6 +363,8 @@ def make_vectors() -> dict[str, Callable[[], tuple[str, bytes]]]:
         made[name] = lambda table=table: ("arrow", encode_shard(table))  # type: ignore[misc]
     for name, message in MESSAGES.items():
         made[name] = lambda message=message: ("pb", message.SerializeToString(deterministic=True))  # type: ignore[misc]
+    for name, raw in records().items():
+        made[name] = lambda raw=raw: ("pb", raw)  # type: ignore[misc]
     made["batch-spec"] = lambda: ("json", (json.dumps(SPEC.to_plain(), indent=2, sort_keys=True) + "\n").encode())
     made["dim-model"] = lambda: ("json", MODEL.to_json())
     return made
@@ -338,6 +398,19 @@ def test_the_bytes_and_the_cid_are_those_of_the_vector(name: str) -> None:
 def test_a_vector_reads_as_the_value_it_was_made_from(name: str) -> None:
     value = FORMATS[name]
     assert type(value).decode(kept_bytes(name)) == value
+
+
+def test_the_records_are_read_by_name() -> None:
+    name, network = ipns_name(public_bytes(KEY)), ipns_name(public_bytes(ROOT))
+    record = read_node_record(kept_bytes("node-record"), name)
+    assert record.advertisement == ADVERTISEMENT
+    assert record.fields.endpoints == ("10.0.0.1:7000", "[fd00::1]:7000")
+    assert (record.sequence, record.expires_ms) == (1_800_000_000_001, 1_800_000_180_002)
+    assert read_root_record(kept_bytes("root-record"), network, 1_800_000_000_000) == name
+    assert read_roster_record(kept_bytes("roster-record"), name, network, 1_800_000_000_000).version == 1
+    assert read_hint(kept_bytes("hint"), network, "nodes").body == b"body"
+    assert read_roster_hint(kept_bytes("roster-hint")) == (3, A)
+    assert read_announcement(kept_bytes("announcement")) == (network, b"record")
 
 
 @pytest.mark.parametrize("name", sorted(shard_tables()))
