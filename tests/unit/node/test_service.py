@@ -22,7 +22,7 @@ from dim_pipelines.errors import EngineFailed
 from dim_pipelines.identity.authority import issue_grant
 from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.node.admission import DeviceMemory
-from dim_pipelines.node.controls import Controls
+from dim_pipelines.node.controls import Controls, Hours
 from dim_pipelines.node.engine_host import EngineHost
 from dim_pipelines.node.epochs import Epochs
 from dim_pipelines.node.model_cache import CachedModel, ModelCache
@@ -90,6 +90,23 @@ class Plans:
     def release(self, steps: list[ReadyStep]) -> None: ...
 
 
+class Trust:
+    """Trusts the tests' key until told otherwise."""
+
+    def __init__(self) -> None:
+        self.submitters = {public_bytes(KEY)}
+        self.most: int | None = None
+
+    def open_grant(self, data: bytes, now_ms: int) -> tuple[Grant, bytes]:
+        return NodeTrust(self.submitters).open_grant(data, now_ms)
+
+    def check(self, grant: Grant, signer: bytes) -> None:
+        NodeTrust(self.submitters).check(grant, signer)
+
+    def max_sessions(self, signer: bytes) -> int | None:
+        return self.most
+
+
 class Context:
     """One work stream's transport."""
 
@@ -106,12 +123,17 @@ class Context:
         if message.HasField("opened"):
             self.opened.set()
 
+    def refusal(self) -> tuple[str, str]:
+        """Give the code and the reason of the one refusal."""
+        (refused,) = [message.refused for message in self.got if message.HasField("refused")]
+        return refused.code, refused.reason
+
     def kinds(self) -> list[str | None]:
         return [message.WhichOneof("message") for message in self.got]
 
-    def open(self, batch: str, plan: Cid) -> None:
+    def open(self, batch: str, plan: Cid, epoch: int = 1) -> None:
         ends = int(time.time() * 1000) + 60_000
-        grant = Grant(network="local", batch=batch, epoch=1, owner="local", holder=bytes(32), not_after_ms=ends)
+        grant = Grant(network="local", batch=batch, epoch=epoch, owner="local", holder=bytes(32), not_after_ms=ends)
         self.sent.put_nowait(DispatcherSession(0.0).open(issue_grant(KEY, grant).encode(), plan))
 
 
@@ -132,6 +154,7 @@ class Node:
         self.metrics = NodeMetrics(CollectorRegistry())
         self.memory = DeviceMemory(1000)
         self.controls = Controls()
+        self.trust = Trust()
         self.now = datetime(2026, 11, 23, 12)
         self.runner = Runner("cpu", cast(EngineHost, self.host), self.memory, self.metrics)
         self.epochs = Epochs(folder / "epochs.db")
@@ -139,15 +162,15 @@ class Node:
         self.service = NodeServicer(
             NodeParts(
                 "n", store, ModelCache(folder / "models", 1000), cast(PlanReader, self.plans), [self.runner],
-                self.epochs, NodeTrust([public_bytes(KEY)]), {}, self.metrics, lambda: cast(Any, None),
+                self.epochs, cast(NodeTrust, self.trust), {}, self.metrics, lambda: cast(Any, None),
                 lambda: self.controls, lambda: self.now,
             )
         )  # fmt: skip
         self.working: list[asyncio.Task[None]] = []
 
-    def work(self, batch: str) -> tuple[Context, asyncio.Task[None]]:
+    def work(self, batch: str, epoch: int = 1) -> tuple[Context, asyncio.Task[None]]:
         context = Context()
-        context.open(batch, plan(batch))
+        context.open(batch, plan(batch), epoch)
         self.working.append(asyncio.create_task(self.service.Work(None, cast(Any, context))))
         return context, self.working[-1]
 
@@ -243,3 +266,78 @@ async def test_a_drain_has_one_deadline_for_everything(node: Node, monkeypatch: 
     await node.service.drain(0.6)
     assert 0.5 < time.monotonic() - begun < 1.15
     assert opened.kinds()[-1] == "refused"
+
+
+async def test_a_closed_node_refuses_and_one_that_closes_while_a_session_opens_refuses_it_too(node: Node) -> None:
+    node.controls = Controls(paused=True)
+    context, working = node.work("a")
+    await working
+    assert context.refusal() == ("node_busy", "this node is paused by its owner")
+    node.controls = Controls(hours=Hours.parse("09:00-17:00"))
+    node.plans.go.clear()
+    context, working = node.work("b")
+    await node.plans.reading.wait()
+    node.now = node.now.replace(hour=17)
+    node.plans.go.set()
+    await working
+    assert context.refusal()[0] == "node_busy" and "09:00-17:00" in context.refusal()[1] and users(node) == [0]
+
+
+async def test_an_owners_number_of_sessions_counts_those_that_open_but_not_the_one_that_is_replaced(
+    node: Node,
+) -> None:
+    node.controls = Controls(max_sessions=1)
+    first, serving = node.work("a")
+    await first.opened.wait()
+    second, working = node.work("b")
+    await working
+    assert second.refusal()[0] == "node_busy" and "1 sessions are open" in second.refusal()[1]
+    newer, _ = node.work("a", epoch=2)
+    await newer.opened.wait()
+    await serving
+    assert first.refusal()[0] == "stale_epoch"
+
+
+async def test_a_signer_holds_no_more_sessions_than_the_roster_allows_it(node: Node) -> None:
+    node.trust.most = 1
+    first, _ = node.work("a")
+    await first.opened.wait()
+    second, working = node.work("b")
+    await working
+    assert second.refusal()[0] == "quota_exceeded" and "the roster allows 1" in second.refusal()[1]
+    newer, _ = node.work("a", epoch=2)
+    await newer.opened.wait()
+
+
+@pytest.mark.parametrize("lost", ["signer", "publisher"])
+async def test_sessions_of_those_who_are_trusted_no_more_are_cut(node: Node, lost: str) -> None:
+    context, working = node.work("a")
+    await context.opened.wait()
+    node.service.check_trust()
+    assert not working.done() and node.service.sessions == 1
+    if lost == "signer":
+        node.trust.submitters.clear()
+    else:
+        node.plans.trusted = False
+    node.service.check_trust()
+    await asyncio.wait_for(working, 60)
+    assert context.refusal()[0] == "forbidden" and node.service.sessions == 0
+
+
+async def test_a_session_whose_signer_is_revoked_while_it_opens_is_refused(node: Node) -> None:
+    node.plans.go.clear()
+    context, working = node.work("a")
+    await node.plans.reading.wait()
+    node.trust.submitters.clear()
+    node.plans.go.set()
+    await working
+    assert context.refusal()[0] == "forbidden" and "opened" not in context.kinds()
+
+
+async def test_a_node_that_closes_ends_its_sessions_with_the_reason_and_serves_again_later(node: Node) -> None:
+    context, working = node.work("a")
+    await context.opened.wait()
+    await node.service.hand_back("this node is paused by its owner")
+    await asyncio.wait_for(working, 60)
+    assert context.refusal() == ("node_busy", "this node is paused by its owner")
+    await node.one_after_the_other("b")
