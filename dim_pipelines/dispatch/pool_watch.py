@@ -106,6 +106,8 @@ class PoolWatch:
 
     async def end(self, within_s: float = END_S) -> None:
         """Pass on what was seen since the last report; a pool that does not take it delays nobody for long."""
+        self.explained = tuple(self._with_own_word(each) for each in self.explained)
+        self._untold.update(self._news_of(self.explained))
         try:
             async with asyncio.timeout(within_s):
                 await self._tell()
@@ -134,8 +136,8 @@ class PoolWatch:
         resting = {id for id, since in self._asked.items() if now - since < ASK_AGAIN_S}
         order = [each.node for each in explained if each.feasible and each.node not in resting]
         states = {id: _state_of(link) for id, link in by_id.items()}
-        remaining = self._dispatcher.assignment.remaining
-        changes = attend(standings, states, order, room(remaining))
+        down = sum(each.down_since is not None and not each.is_open and not each.ended for each in by_id.values())
+        changes = attend(standings, states, order, room(self._dispatcher.assignment.remaining) + down)
         pool = {each.id: each for each in looked}
         for id, why in changes.cut.items():
             _log.info("node %s is out: %s", self._names[id], why)
@@ -200,7 +202,7 @@ class PoolWatch:
 
     def _note(self, explained: Sequence[Explained], looked: Sequence[PoolNode], used: set[str]) -> None:
         """Keep why each node is, or is not, used, and tell the dispatcher who is missing."""
-        self.explained = tuple(replace(each, chosen=each.node in used) for each in explained)
+        self.explained = tuple(self._with_own_word(replace(each, chosen=each.node in used)) for each in explained)
         absent = {
             each.name: ", ".join(each.reasons) for each in self.explained if not each.feasible and not each.chosen
         }
@@ -210,14 +212,27 @@ class PoolWatch:
             if each.id not in used and not self._has_refused(each.id)
         )
         self._dispatcher.others(absent, may_come)
+        self._untold.update(self._news_of(self.explained))
+        self._news.set()
+
+    def _news_of(self, explained: Sequence[Explained]) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """Give what the pool was not told yet, by id: the reasons, and whether a node is used."""
         fresh = {
             each.node: (each.reasons, each.chosen)
-            for each in self.explained
+            for each in explained
             if self._refused.get(each.node) != (each.reasons, each.chosen)
         }
         self._refused.update(fresh)
-        self._untold.update(fresh)
-        self._news.set()
+        return fresh
+
+    def _with_own_word(self, explained: Explained) -> Explained:
+        """Add what the node itself said when it was asked."""
+        link = self._dispatcher.links.get(self._names.get(explained.node, ""))
+        if link is None or not self._has_refused(explained.node) or link.error is None:
+            return explained
+        if link.error.message in explained.reasons:
+            return explained
+        return replace(explained, feasible=False, chosen=False, reasons=(*explained.reasons, link.error.message))
 
     def _has_refused(self, id: str) -> bool:
         name = self._names.get(id)

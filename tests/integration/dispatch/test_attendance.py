@@ -209,6 +209,8 @@ async def test_a_small_batch_opens_the_best_nodes_only_and_others_when_they_go(m
     assert not nodes[0].opened and not nodes[5].opened
     pool.standings[nodes[1].address] = GONE
     await until(lambda: nodes[0].opened + nodes[5].opened == 1)
+    await nodes[2].kill()  # it may come back: its session is tried again, but another joins meanwhile
+    await until(lambda: nodes[0].opened + nodes[5].opened == 2)
     gate.set()
     await bench.check(await running)
 
@@ -231,6 +233,20 @@ async def test_the_pool_hears_what_was_seen_of_nodes(make: Make) -> None:
     assert seen[ids["fails"]].bad >= 1 and seen[ids["fails"]].last == "it broke"
     assert sum(each.good for each in seen.values()) == 30 and sum(each.rows for each in seen.values()) == 60
     assert pool.refused[0].chosen == set(ids.values())
+
+
+async def test_what_a_node_said_when_it_was_asked_is_kept(make: Make) -> None:
+    bench = await make(rows=20, shard_rows=2)
+    refuses = await bench.node("refuses", Faults(refuse=("forbidden", "this node does not trust you")))
+    works = await bench.node("works", Faults(gate=refuses.left))
+    pool = pool_of(refuses, works)
+    finished = await bench.run(pool=pool)
+    explained = {each.name: each for each in finished.considered}
+    assert explained["refuses"].reasons == ("this node does not trust you",)
+    assert not explained["refuses"].chosen and not explained["refuses"].feasible
+    assert explained["works"].chosen
+    told = {id: why for each in pool.refused for id, why in each.reasons.items()}
+    assert told[ipns_name(refuses.key)] == ("this node does not trust you",)
 
 
 async def test_a_pool_that_cannot_be_looked_at_changes_nothing(make: Make) -> None:
