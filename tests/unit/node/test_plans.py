@@ -15,6 +15,7 @@ from dim_pipelines.domain.work import Plan, PlanStep
 from dim_pipelines.errors import Forbidden, InputError, NodeRefused
 from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.identity.signatures import GRANT_DOMAIN, MODEL_DOMAIN, sign
+from dim_pipelines.node.controls import Controls
 from dim_pipelines.node.model_cache import ModelCache
 from dim_pipelines.node.plans import MAX_STEPS, PlanReader
 
@@ -105,3 +106,37 @@ async def test_plans_that_this_node_cannot_compute_are_refused(shop: Shop) -> No
     large = await add_folder(shop.store, {"x": bytes(1 << 20)})
     with pytest.raises(InputError):
         await shop.reader.read(large, NUMERICS)
+
+
+async def test_no_byte_of_a_model_is_read_whose_licence_the_owner_refuses(shop: Shop) -> None:
+    model = await shop.model()
+    reader = PlanReader(shop.store, shop.cache, {public_bytes(OWN)}, Controls(licences=("Apache-2.0",)).admit_licence)
+    plan = await shop.plan(step(model, await shop.signed(model)))
+    with pytest.raises(NodeRefused, match="licence MIT"):
+        await reader.read(plan, NUMERICS)
+    assert model not in shop.cache
+    assert await shop.reader.read(plan, NUMERICS)
+
+
+async def test_steps_hold_only_while_their_publisher_is_trusted(shop: Shop) -> None:
+    publishers = {public_bytes(OWN)}
+    reader = PlanReader(shop.store, shop.cache, publishers)
+    model = await shop.model()
+    _, signed = await reader.read(await shop.plan(step(model, await shop.signed(model))), NUMERICS)
+    _, free = await reader.read(await shop.plan(step(await shop.model("echo"))), NUMERICS)
+    assert signed[0].publisher == public_bytes(OWN) and free[0].publisher is None
+    assert reader.still_allowed([*signed, *free])
+    publishers.clear()
+    assert not reader.still_allowed(signed) and reader.still_allowed(free)
+
+
+async def test_a_model_on_the_disk_keeps_the_signatures_that_let_it_in(shop: Shop, tmp_path: Path) -> None:
+    model = await shop.model()
+    signature = await shop.signed(model)
+    _, steps = await shop.reader.read(await shop.plan(step(model, signature)), NUMERICS)
+    shop.reader.release(steps)
+    assert shop.cache.vouchers(model) == (signature,)
+    again = ModelCache(tmp_path, 1 << 20)
+    assert again.vouchers(model) == (signature,) and again.models() == [model]
+    (tmp_path.parent / f"{tmp_path.name}.signatures.json").write_text("{")
+    assert ModelCache(tmp_path, 1 << 20).vouchers(model) == ()
