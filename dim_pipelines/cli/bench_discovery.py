@@ -6,7 +6,11 @@ Parts that need nothing but this process come first; the last ones run a network
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -20,6 +24,12 @@ VERIFIED_GOAL: Final = 2_000.0
 """Records a second that one core verifies, reads and judges."""
 TICK_GOAL_S: Final = 1.0
 """The sensor's look at the whole table."""
+SCHEDULABLE_GOAL_S: Final = 2.0
+"""From the daemon's first answer until work may go to it, with hints; median."""
+PAGE_GOAL_S: Final = 10.0
+"""The same until Dagster's page shows it."""
+IPNS_GOAL_S: Final = 75.0
+"""The same until work may go to it, with IPNS alone."""
 RANKING_GOAL_S: Final = 0.020
 """Feasibility and rank of all nodes for a batch."""
 
@@ -29,7 +39,8 @@ Part = Callable[[int, int, Screen], tuple[dict[str, Any], list[Figure]]]
 
 def discovery(
     parts: Annotated[
-        str | None, typer.Option("--parts", metavar="A,B", help="Only these of: records, table, blocks, links.")
+        str | None,
+        typer.Option("--parts", metavar="A,B", help="Only these of: records, table, blocks, links, joining."),
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=10, help="Nodes that exist on paper.")] = 1000,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each is measured; the median is taken.")] = 5,
@@ -123,5 +134,45 @@ def _links(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], lis
     return record, []
 
 
-PARTS: Final[dict[str, Part]] = {"records": _records, "table": _table, "blocks": _blocks, "links": _links}
+def _joining(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], list[Figure]]:
+    from dim_pipelines.cli.bench_joining import measure_joining
+
+    with tempfile.TemporaryDirectory(prefix="dim-bench-") as scratch:
+        found = asyncio.run(measure_joining(Path(scratch), rounds, screen))
+    record: dict[str, Any] = {}
+    for way, joined in found.items():
+        for name, values in asdict(joined).items():
+            record[f"{way}_{name}"] = _spread(values)
+            screen.say(f"{way} {name}: {_shown(record[f'{way}_{name}'])}")
+    hints, ipns = found["hints"], found["ipns"]
+    median = statistics.median
+    figures = [
+        Figure("with hints: serving to schedulable, s", median(hints.schedulable_s), SCHEDULABLE_GOAL_S, at_most=True),
+        Figure("with hints: serving to Dagster's page, s", median(hints.page_s), PAGE_GOAL_S, at_most=True),
+        Figure("IPNS alone: serving to schedulable, s", median(ipns.schedulable_s), IPNS_GOAL_S, at_most=True),
+    ]
+    return record, figures
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Give a distribution: least, median, most."""
+    ordered = sorted(values)
+    return {
+        "min": round(ordered[0], 3),
+        "median": round(statistics.median(ordered), 3),
+        "max": round(ordered[-1], 3),
+    }
+
+
+def _shown(spread: dict[str, float]) -> str:
+    return f"{spread['min']:.2f} … {spread['median']:.2f} … {spread['max']:.2f} s (least, median, most)"
+
+
+PARTS: Final[dict[str, Part]] = {
+    "records": _records,
+    "table": _table,
+    "blocks": _blocks,
+    "links": _links,
+    "joining": _joining,
+}
 """What can be measured, in this order."""
