@@ -225,16 +225,16 @@ class Network:
         invite = self.hub.dim("network", "invite", *options)["invite"]
         return machine.dim("network", "join", invite, "--label", label(machine))
 
-    def start_node(self, machine: Machine, *options: object) -> Daemon:
-        """Start the node of a machine that has joined, with the echo engine alone, which needs little memory."""
-        self.nodes[machine] = machine.start_node("--name", label(machine), "--engine", "echo", *options)
+    def start_node(self, machine: Machine, *options: object, engine: str = "echo") -> Daemon:
+        """Start the node of a machine that has joined, with one engine: echo needs little memory."""
+        self.nodes[machine] = machine.start_node("--name", label(machine), "--engine", engine, *options)
         return self.nodes[machine]
 
-    def gather(self, members: Sequence[Machine], *options: object) -> None:
+    def gather(self, members: Sequence[Machine], engine: str = "echo") -> None:
         """Let machines join and start their nodes, all at once, and wait until work may go to each."""
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self.join, members))
-            list(pool.map(lambda machine: self.start_node(machine, *options), members))
+            list(pool.map(lambda machine: self.start_node(machine, engine=engine), members))
         for machine in members:
             self.wait_for(machine, "ELIGIBLE")
 
