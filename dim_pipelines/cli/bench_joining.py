@@ -74,7 +74,7 @@ async def measure_joining(folder: Path, rounds: int, screen: Screen) -> dict[str
                     await _join(folder, home, label, way, NodeTable(database), port, joined)
                     screen.say(
                         f"{label}: joined in {joined.join_s[-1]:.1f} s, served after {joined.served_s[-1]:.1f} s, "
-                        f"schedulable after {joined.schedulable_s[-1]:.2f} s more, on the page after {joined.page_s[-1]:.1f}"
+                        f"schedulable after {joined.schedulable_s[-1]:.2f} s, on the page after {joined.page_s[-1]:.1f} s"
                     )
         finally:
             database.close()
