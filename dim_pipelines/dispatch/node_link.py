@@ -1,6 +1,6 @@
 """One node of one batch: its work stream, opened again after a loss, and the batch's data on both sides of it.
 
-Three tasks serve an open stream: one reads, one claims and sends (`_pump`), one fetches outputs (`OutputCollector`).
+Three tasks serve an open stream: one reads, one claims and sends (`TaskPump`), one fetches outputs (`OutputCollector`).
 All choices are the assignment's, all rules of the stream the session's; what is here is waiting and writing.
 """
 
@@ -11,8 +11,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -20,6 +21,7 @@ import grpc
 from dim_pipelines.dispatch.batchwork import Batchwork, OwnFailure, blame
 from dim_pipelines.dispatch.collector import OutputCollector
 from dim_pipelines.dispatch.node_client import NodeClient, WorkCall
+from dim_pipelines.dispatch.task_pump import TaskPump
 from dim_pipelines.domain.events import TaskDone, TaskFailed
 from dim_pipelines.errors import (
     AccessError,
@@ -33,7 +35,6 @@ from dim_pipelines.errors import (
     ProtocolError,
     QuotaExceeded,
 )
-from dim_pipelines.scheduling.assignment import Assignment
 from dim_pipelines.scheduling.feasibility import ANY
 from dim_pipelines.scheduling.retry import Failure
 from dim_pipelines.wire.session import (
@@ -52,13 +53,6 @@ SUSPECT_S: Final = 3.0
 """Seconds of silence after which a node's tasks get a second copy elsewhere."""
 LOST_S: Final = 10.0
 """Seconds of silence after which a node is given up and its tasks go back."""
-TASKS_PER_MESSAGE: Final = 256
-"""Tasks in one message, at most."""
-STAGE_SHARDS: Final = 64
-"""Shards whose input is brought in one call, at most."""
-LOOK_SHARDS: Final = 2048
-"""Shards about whose input a node is asked in one call."""
-_STAGES: Final = 2
 _MAX_BACKOFF_S: Final = 10.0
 _PARTING_S: Final = 0.4
 
@@ -104,18 +98,13 @@ class NodeLink:
         self.ended = self.wanted = self.opened = False
         self.down_since: float | None = None
         self._connect, self._shared, self._work = recruit.connect, recruit.shared, work
-        self._client: NodeClient | None = None
-        self._drained: DimError | None = None
         self._hurry = asyncio.Event()
         self._session: DispatcherSession | None = None
         self._wake = asyncio.Event()
         self._collector = OutputCollector(recruit.name, recruit.shared, work)
-        self._cancels: list[int] = []
         self._broken: asyncio.Future[None] | None = None
-        self._window = 0
         self._is_joined = False
-        self._looked = -1
-        self._held: set[int] = set()
+        self._pump = TaskPump(recruit.name, recruit.shared, work, self._collector, self._wake)
         self._writing = asyncio.Lock()
 
     @property
@@ -131,7 +120,7 @@ class NodeLink:
     @property
     def is_draining(self) -> bool:
         """Whether it gets no new tasks."""
-        return self._drained is not None and not self.ended
+        return self._pump.drained is not None and not self.ended
 
     def silent_for(self, now: float) -> float:
         """Tell how long an existing stream has been silent, in seconds; 0 where there is none."""
@@ -143,7 +132,7 @@ class NodeLink:
 
     def cancel(self, shard: int) -> None:
         """Stop the copies of a shard on this node."""
-        self._cancels.append(shard)
+        self._pump.cancels.append(shard)
         self._wake.set()
 
     def lose(self, why: str) -> None:
@@ -152,7 +141,7 @@ class NodeLink:
 
     def drain(self, why: str) -> None:
         """Send no new tasks; the link ends when those that run are answered."""
-        self._drained, self.wanted = NodeRefused(why), True
+        self._pump.drained, self.wanted = NodeRefused(why), True
         self._work.assignment.drain(self.name)
         self._hurry.set()
         self._wake.set()
@@ -161,14 +150,14 @@ class NodeLink:
         """Send tasks again, where the link was not cut or ended meanwhile."""
         if self.ended or (self._broken is not None and self._broken.done()):
             return
-        self._drained, self.wanted = None, False
+        self._pump.drained, self.wanted = None, False
         self._wake.set()
 
     def cut(self, why: str) -> None:
         """End the link now; what runs on the node is cancelled."""
-        self._drained, self.wanted = NodeRefused(why), True
+        self._pump.drained, self.wanted = NodeRefused(why), True
         self._hurry.set()
-        self._break(self._drained)
+        self._break(self._pump.drained)
 
     def hurry(self) -> None:
         """Try again now, where the link waits after a loss: the node is said to be there."""
@@ -185,8 +174,8 @@ class NodeLink:
             began, good = time.monotonic(), self._collector.good
             was_open = False
             try:
-                if self._drained is not None:
-                    raise self._drained
+                if self._pump.drained is not None:
+                    raise self._pump.drained
                 try:
                     await self._serve()
                 finally:
@@ -196,7 +185,7 @@ class NodeLink:
                 return
             except DimError as error:
                 self.error = error
-                self.ended = _is_final(error) or self._drained is not None or self._collector.is_struck_out
+                self.ended = _is_final(error) or self._pump.drained is not None or self._collector.is_struck_out
                 if was_open and not self.wanted and isinstance(error, (NodeUnreachable, ProtocolError)):
                     self._work.node_lost(self.name, error.message)
             if self._collector.good > good:
@@ -220,8 +209,6 @@ class NodeLink:
         client = await self._prepared(self._broken)
         self._session = session = DispatcherSession(time.monotonic())
         self._collector.begin(client)
-        self._cancels = []
-        self._looked, self._held = -1, set()
         call = client.work()
         parts: list[asyncio.Future[Any]] = [self._broken]
         try:
@@ -230,7 +217,7 @@ class NodeLink:
                 asyncio.ensure_future(part)
                 for part in (
                     self._read(call, session),
-                    self._pump(call, session),
+                    self._pump.run(client, session, partial(self._write, call)),
                     self._collector.run(self._wake),
                     self._beat(call),
                 )
@@ -259,7 +246,7 @@ class NodeLink:
                     part.exception()  # the one that counts was raised
 
     async def _prepare(self) -> NodeClient:
-        self._client = client = await self._connect()
+        client = await self._connect()
         await blame(self._work.data.prepare(client, self._shared))
         return client
 
@@ -332,94 +319,6 @@ class NodeLink:
             self._work.task_failed(self.name, outcome, Failure("input", f"row {first.row}: {first.reason}"))
             return
         self._collector.add(outcome)
-
-    async def _pump(self, call: WorkCall, session: DispatcherSession) -> None:
-        """Send cancels and tasks, and claim ahead."""
-        staging: set[asyncio.Task[None]] = set()
-        assignment = self._work.assignment
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                for task in [task for task in staging if task.done()]:
-                    staging.remove(task)
-                    task.result()
-                if session.state is not State.OPEN:
-                    continue
-                if self._drained is None:
-                    await self._look(assignment)
-                if self._cancels:
-                    shards, self._cancels = self._cancels, []
-                    if {task.shard for task in session.open_tasks} & set(shards):
-                        await self._write(call, session.cancel(shards))
-                if self._drained is not None:
-                    if not session.open_tasks and self._collector.is_idle:
-                        raise self._drained
-                    continue
-                self._window = max(self._window, session.credit + len(session.open_tasks))
-                claimed = self._claim(session, assignment) if len(staging) < _STAGES else []
-                there = claimed if self._shared else [shard for shard in claimed if shard in self._held]
-                assignment.ready(self.name, there)
-                self._held.difference_update(there)
-                for lacking, shards in self._to_bring(claimed, there):
-                    staging.add(asyncio.create_task(self._stage(shards, lacking)))
-                await self._send(call, session, assignment)
-        finally:
-            for task in staging:
-                task.cancel()
-            if staging:
-                await asyncio.wait(staging)
-
-    def _to_bring(self, claimed: list[int], there: list[int]) -> Iterator[tuple[bool, list[int]]]:
-        """Give the shards to bring, some at a time, and whether the node was asked and has not got them."""
-        skip = set(there)
-        for lacking in (True, False):
-            shards = [shard for shard in claimed if shard not in skip and (shard <= self._looked) is lacking]
-            for start in range(0, len(shards), STAGE_SHARDS):
-                yield lacking, shards[start : start + STAGE_SHARDS]
-
-    def _claim(self, session: DispatcherSession, assignment: Assignment) -> list[int]:
-        ahead = 0 if self._shared else min(self._work.ahead, self._window)
-        in_hand = assignment.in_hand(self.name)
-        wanted = session.credit + ahead - in_hand
-        if wanted <= 0 or (in_hand and wanted < ahead // 2):
-            return []  # what is ahead is brought in few large calls
-        return assignment.claim(self.name, wanted, time.monotonic(), self._work.silent())
-
-    async def _send(self, call: WorkCall, session: DispatcherSession, assignment: Assignment) -> None:
-        while session.credit and not self._collector.is_full:
-            limit = min(session.credit, TASKS_PER_MESSAGE)
-            taken = assignment.take(self.name, limit, time.monotonic())
-            if not taken:
-                return
-            tasks = [self._work.task(item.shard, item.attempt) for item in taken]
-            await self._write(call, session.send_tasks(tasks))
-
-    async def _look(self, assignment: Assignment) -> None:
-        """Ask, a window at a time, which of the next shards' inputs the node holds already."""
-        if self._shared:
-            return
-        ahead = assignment.peek(LOOK_SHARDS if self._looked < 0 else 1)
-        if not ahead or ahead[0] <= self._looked:
-            return
-        if len(ahead) == 1:
-            ahead = assignment.peek(LOOK_SHARDS)
-        self._looked = ahead[-1]
-        assert self._client is not None
-        local = await blame(self._work.data.find_local(self._client, ahead))
-        self._held.update(local)
-        assignment.hold(self.name, local)
-
-    async def _stage(self, shards: list[int], lacking: bool) -> None:
-        assert self._client is not None
-        try:
-            await blame(self._work.data.bring(self._client, shards, lacking))
-        except BaseException:
-            self._work.assignment.unready(self.name, shards)
-            raise
-        finally:
-            self._wake.set()
-        self._work.assignment.ready(self.name, shards)
 
     async def _beat(self, call: WorkCall) -> None:
         while True:
