@@ -150,7 +150,7 @@ class NodeVisit:
 
     async def kubo(self) -> Finding:
         """Ask this home's Kubo who it is, whom it knows, and whether strangers can read it."""
-        from dim_pipelines.content.kubo_daemon import running_kubo
+        from dim_pipelines.content.kubo_repository import running_kubo
 
         address = running_kubo(self._home.root / "kubo")
         if address is None:
@@ -158,7 +158,7 @@ class NodeVisit:
         return await asyncio.to_thread(_look_at_kubo, address, self._home)
 
     def _ipfs_here(self) -> str:
-        from dim_pipelines.content.kubo_daemon import running_kubo
+        from dim_pipelines.content.kubo_repository import running_kubo
 
         return self._ipfs or ("kubo" if running_kubo(self._home.root / "kubo") else "embedded")
 

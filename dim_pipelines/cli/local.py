@@ -56,7 +56,7 @@ async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
     if ipfs != "kubo":
         yield ipfs
         return
-    from dim_pipelines.content.kubo_daemon import running_kubo
+    from dim_pipelines.content.kubo_repository import running_kubo
     from dim_pipelines.discovery.network_kubo import start_kubo
 
     if (address := running_kubo(home.root / "kubo")) is not None:

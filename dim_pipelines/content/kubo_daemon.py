@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from dim_pipelines.content.kubo_address import SECRET_FILE, keep_secret, secret_
 from dim_pipelines.content.kubo_config import ANY_PORT, private_config, read_peers
 from dim_pipelines.content.kubo_http import KuboHttp
 from dim_pipelines.content.kubo_ports import is_free, with_port
+from dim_pipelines.content.kubo_repository import read_swarm_key, take_lock, write_private
 from dim_pipelines.errors import ConfigurationError, ContentUnavailable, DimError
 
 START_S: Final = 30.0
@@ -56,21 +56,6 @@ def find_ipfs() -> Path:
     if found is None:
         raise ConfigurationError("no Kubo on this machine: `ipfs` is not on PATH", hint="to bring it: make tools")
     return Path(found)
-
-
-def running_kubo(repository: Path) -> str | None:
-    """Give the RPC address of the Kubo that some process keeps running there; None when none does."""
-    try:
-        with _lock_path(repository).open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        try:
-            return (repository / "api").read_text().strip() or None
-        except FileNotFoundError:
-            return None
-    except FileNotFoundError:
-        return None
-    return None
 
 
 class KuboDaemon:
@@ -120,7 +105,7 @@ class KuboDaemon:
         program = binary or find_ipfs()
         known = list(peers)
         read_peers(known)
-        lock = await asyncio.to_thread(_take_lock, repository)
+        lock = await asyncio.to_thread(take_lock, repository)
         daemon = cls(repository, program, lock, known, [listen] if isinstance(listen, str) else listen)
         try:
             await daemon._prepare(swarm_key)
@@ -237,7 +222,7 @@ class KuboDaemon:
 
     def _keep_ports(self) -> None:
         kept = {"api": self._address, "wanted": list(self._wanted), "listen": list(self._listen)}
-        _write_private(self._repository / _PORTS_FILE, json.dumps(kept))
+        write_private(self._repository / _PORTS_FILE, json.dumps(kept))
 
     def _write_config(self) -> None:
         path = self._repository / "config"
@@ -248,7 +233,7 @@ class KuboDaemon:
             peers=self._peers,
             secret=self.secret,
         )
-        _write_private(path, json.dumps(config, indent=2))
+        write_private(path, json.dumps(config, indent=2))
 
     async def _run(self, *arguments: str) -> None:
         process = await asyncio.create_subprocess_exec(
@@ -347,50 +332,6 @@ class KuboDaemon:
             "IPFS_TELEMETRY": "off",
             "LIBP2P_FORCE_PNET": "1",
         }
-
-
-def read_swarm_key(repository: Path) -> str:
-    """Give the 64 hex digits of a repository's swarm key.
-
-    Raises:
-        ConfigurationError: it has none.
-    """
-    try:
-        digits = (repository / "swarm.key").read_text().split()[-1]
-    except (OSError, IndexError) as error:
-        raise ConfigurationError(f"{repository} has no swarm key") from error
-    return digits
-
-
-def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.touch(mode=0o600)
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _lock_path(repository: Path) -> Path:
-    return repository.parent / "kubo.lock"
-
-
-def _take_lock(repository: Path) -> IO[str]:
-    path = _lock_path(repository)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from error
-    for _ in range(5):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02)  # `running_kubo` of another process may hold it for a moment
-        else:
-            return file
-    file.close()
-    raise ConfigurationError(
-        f"another process keeps the Kubo in {repository}", hint="connect to it with --ipfs kubo, or stop it"
-    )
 
 
 def _last_line(output: bytes) -> str:

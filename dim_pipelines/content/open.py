@@ -41,7 +41,7 @@ def kubo_address(ipfs: str, home: Home) -> str:
     Raises:
         ConfigurationError: it is `kubo`, and no Kubo of this home runs.
     """
-    from dim_pipelines.content.kubo_daemon import running_kubo
+    from dim_pipelines.content.kubo_repository import running_kubo
 
     if ipfs != KUBO:
         return ipfs

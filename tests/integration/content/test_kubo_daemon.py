@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from dim_pipelines.content.kubo import KuboContentStore
-from dim_pipelines.content.kubo_daemon import KuboDaemon, find_ipfs, running_kubo
+from dim_pipelines.content.kubo_daemon import KuboDaemon, find_ipfs
+from dim_pipelines.content.kubo_repository import running_kubo
 from dim_pipelines.content.open import open_store
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.settings import Home

@@ -14,8 +14,9 @@ import pytest
 
 from dim_pipelines.content.kubo import KuboContentStore
 from dim_pipelines.content.kubo_address import SECRET_VARIABLE, find_secret, keep_secret
-from dim_pipelines.content.kubo_daemon import KuboDaemon, read_swarm_key
+from dim_pipelines.content.kubo_daemon import KuboDaemon
 from dim_pipelines.content.kubo_http import KuboHttp
+from dim_pipelines.content.kubo_repository import read_swarm_key
 from dim_pipelines.content.open import open_store
 from dim_pipelines.discovery.network_kubo import start_kubo
 from dim_pipelines.discovery.open_names import open_names
