@@ -20,6 +20,7 @@ from dim_pipelines.database.engine import Database
 from dim_pipelines.database.tables import nodes, refusals
 from dim_pipelines.discovery.judgement import Mark
 from dim_pipelines.discovery.node_states import (
+    STATES,
     Event,
     LostByRun,
     NodeStatus,
@@ -235,6 +236,13 @@ class NodeTable:
         """Give the number of the newest change; 0 for an empty table."""
         with self._database.read() as connection:
             return int(connection.execute(select(func.max(nodes.c.change))).scalar() or 0)
+
+    def count_states(self) -> dict[str, int]:
+        """Count the nodes in each state."""
+        query = select(nodes.c.state, func.count()).group_by(nodes.c.state)
+        with self._database.read() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(state, 0) for state in STATES}
 
     def keep_refusals(self, batch: str, reasons: Mapping[str, Sequence[str]], chosen: Collection[str]) -> None:
         """Keep why nodes were, or were not, given a batch.

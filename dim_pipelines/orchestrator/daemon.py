@@ -49,7 +49,7 @@ from dim_pipelines.orchestrator.roster_roads import RosterRoads
 from dim_pipelines.orchestrator.rosters import Rosters
 from dim_pipelines.orchestrator.service import OrchestratorServicer
 from dim_pipelines.settings import Home
-from dim_pipelines.telemetry.metrics import LinkMetrics, MetricsServer, RpcMetrics
+from dim_pipelines.telemetry.metrics import LinkMetrics, MetricsServer, OrchestratorMetrics, RpcMetrics
 from dim_pipelines.wire.access import Peer
 from dim_pipelines.wire.callers import peer_of
 from dim_pipelines.wire.lifetime import Stop, announced, locked, stopping_by_signal
@@ -149,6 +149,13 @@ class Orchestrator:
         self._door = Door(membership, self._admissions, self._invites, self._ca)
         self._service = OrchestratorServicer(
             membership, self.table, self.resolver, self._door, DialBack(time.monotonic)
+        )
+        OrchestratorMetrics(
+            self._registry,
+            records=lambda: self.resolver.outcomes,
+            joins=lambda: self._door.outcomes,
+            nodes=self.table.count_states,
+            roster_version=lambda: membership.roster.version,
         )
         self._server_entry: orchestrator_pb2.ServerEntry | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -5,9 +5,12 @@ Names follow https://prometheus.io/docs/practices/naming/: base units, `_total` 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from dim_pipelines.errors import ConfigurationError
 
@@ -88,6 +91,52 @@ class LinkMetrics:
         self.tunnels = Gauge("dim_link_tunnels", "Tunnels that are asked for or open", registry=registry)
         self.bytes = Counter("dim_link_bytes", "Bytes that went through tunnels", ("direction",), registry=registry)
         self.ended = Counter("dim_link_streams_ended", "Streams that ended", ("method", "code"), registry=registry)
+
+
+class OrchestratorMetrics(Collector):
+    """What an orchestrator counts, read from where it is counted anyway when somebody asks.
+
+    Metrics:
+        dim_orchestrator_records: records of nodes that were offered. Labels: road (`announce` | `bus` | `ipns` |
+            `peer`), outcome (`new`, `duplicate`, or the code of the refusal).
+        dim_orchestrator_joins: requests at the door. Labels: outcome (`admitted`, `renewed`, or the code of the
+            refusal).
+        dim_orchestrator_nodes: nodes in the table. Labels: state.
+        dim_orchestrator_roster_version: version of the newest roster.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        records: Callable[[], Mapping[tuple[str, str], int]],
+        joins: Callable[[], Mapping[str, int]],
+        nodes: Callable[[], Mapping[str, int]],
+        roster_version: Callable[[], int],
+    ) -> None:
+        """Define the metrics in a registry; the callables are asked in the thread that serves `/metrics`."""
+        self._records, self._joins, self._nodes, self._version = records, joins, nodes, roster_version
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand: asking at the registration would ask a table that is not open yet."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Give the metrics."""
+        records = CounterMetricFamily("dim_orchestrator_records", "Records of nodes", labels=("road", "outcome"))
+        for (road, outcome), count in dict(self._records()).items():
+            records.add_metric((road, outcome), count)
+        joins = CounterMetricFamily("dim_orchestrator_joins", "Requests at the door", labels=("outcome",))
+        for outcome, count in dict(self._joins()).items():
+            joins.add_metric((outcome,), count)
+        nodes = GaugeMetricFamily("dim_orchestrator_nodes", "Nodes in the table", labels=("state",))
+        for state, count in self._nodes().items():
+            nodes.add_metric((state,), count)
+        version = GaugeMetricFamily(
+            "dim_orchestrator_roster_version", "Version of the newest roster", value=self._version()
+        )
+        return (records, joins, nodes, version)
 
 
 class MetricsServer:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,34 @@ async def test_a_roster_travels_as_the_pages_that_changed(orchestrator: Any, nod
         assert node.member.roster.version == version + 1
         once = stub.WatchRoster(orchestrator_pb2.WatchRosterRequest(version=version + 1))
         assert await once.read() is grpc.aio.EOF  # who has it is sent nothing
+
+
+async def test_what_an_orchestrator_counts_is_shown(
+    tmp_path: Path, run_orchestrator: Callable[..., Any], make_node: Callable[..., Any]
+) -> None:
+    home = Home.at(tmp_path / "orchestrator")
+    await asyncio.to_thread(found, home, "first", "operator", now_ms())
+    async with run_orchestrator(home, metrics_port=0) as one:
+        node = make_node(await one.join(tmp_path / "gpu", "node"))
+        async with one.stub(node.member) as stub:
+            await stub.Announce(node.announcement(), timeout=30)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.Announce(node.announcement(at_ms=1), timeout=30)
+
+        def read() -> str:
+            with urllib.request.urlopen(one.address.metrics, timeout=30) as response:
+                return str(response.read().decode())
+
+        shown = await asyncio.to_thread(read)
+    one.database.close()
+    for line in (
+        'dim_orchestrator_records_total{outcome="new",road="announce"} 1.0',
+        'dim_orchestrator_records_total{outcome="record_expired",road="announce"} 1.0',
+        'dim_orchestrator_joins_total{outcome="admitted"} 1.0',
+        'dim_orchestrator_nodes{state="VERIFIED"} 1.0',
+        'dim_orchestrator_nodes{state="GONE"} 0.0',
+    ):
+        assert line in shown
 
 
 async def test_streams_of_one_member_are_capped(orchestrator: Any, node: Any) -> None:
