@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -22,8 +21,6 @@ from dim_pipelines.bus.bus import Bus
 from dim_pipelines.content.store import ContentStore
 from dim_pipelines.discovery.names import NameService
 from dim_pipelines.discovery.publisher import BusRoad, NameRoad, Publisher, Road
-from dim_pipelines.discovery.roster_hints import ROSTER, read_roster_hint
-from dim_pipelines.discovery.roster_record import fetch_roster
 from dim_pipelines.domain.advertisement import Advertisement, Reach, RecordFields
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import ConfigurationError, DimError, Forbidden
@@ -37,7 +34,7 @@ from dim_pipelines.node.attachment import Attachment, doors_to
 from dim_pipelines.node.contacts import Contacts
 from dim_pipelines.node.endpoints import candidate_endpoints, default_listen, local_addresses
 from dim_pipelines.node.reach import ReachWatch
-from dim_pipelines.node.roster_following import RosterFollower
+from dim_pipelines.node.roster_following import MembershipKeeper, RosterFollower
 from dim_pipelines.settings import Home
 from dim_pipelines.wire.address import Address
 from dim_pipelines.wire.server import SecureListener
@@ -56,8 +53,8 @@ OWNER: Final = "local"
 """Whom a node belongs to before a network says so."""
 FAREWELL_S: Final = 2.0
 """How long a draining node tries to say so, in seconds."""
-RESOLVE_EVERY_S: Final = 60.0
-"""How often the roster is looked for under the network's name, in seconds."""
+SERVER_LOOK_S: Final = 6 * 3600.0
+"""How often the server's certificate is looked at, in seconds: it is made anew 30 days before its end."""
 _REVIVE_S: Final = 5.0
 
 
@@ -161,6 +158,7 @@ class NodeNetwork:
         self._check_membership()
         parts = {
             "certificates": self._keep_certificates,
+            "server certificate": self._keep_server,
             "roster": self._follower.run,
             "roster hints": self._take_hints,
             "roster names": self._resolve_roster,
@@ -266,32 +264,32 @@ class NodeNetwork:
         await self._publisher.run()
 
     async def _keep_certificates(self) -> None:
-        await keep_certificates(self.membership, self._key, ("node",))
+        """Keep the client certificate; with a new one, what the old one could not do is tried again at once."""
+
+        def report(error: DimError | None) -> None:
+            if error is None:
+                self._reach.soon()
+                self.changed()
+
+        await keep_certificates(self.membership, self._key, ("node",), report=report)
+
+    async def _keep_server(self) -> None:
+        """Show a new server certificate before the old one ends; the record that pins it goes out at once."""
+        while True:
+            await asyncio.sleep(SERVER_LOOK_S)
+            identity = self.membership.server()
+            if identity.certificate != self._identity.certificate:
+                self._identity = self.secure.tls.identity = identity
+                self._reach.soon()
+                self.changed()
 
     async def _take_hints(self) -> None:
-        """Ask for the roster when the bus says that there is a newer one."""
-        if self._bus is None:
-            return
-        async with self._bus.subscribe(ROSTER) as hints:
-            async for hint in hints:
-                try:
-                    version, _ = read_roster_hint(hint.body)
-                    if version > self.membership.roster.version:
-                        await self._follower.fetch()
-                except DimError as error:
-                    log.info("a hint at a newer roster came to nothing: %s", error.message)
+        if self._bus is not None:
+            await self._follower.take_hints(self._bus)
 
     async def _resolve_roster(self) -> None:
-        """Look for the roster under the network's name while no orchestrator tells of it."""
-        while self._names is not None:
-            await asyncio.sleep(RESOLVE_EVERY_S * random.uniform(0.9, 1.1))
-            if self._follower.watching:
-                continue
-            try:
-                view = await fetch_roster(self.membership.network, self._names, self._store, _now_ms())
-                self.membership.keep_roster(view.signed, view.pages, _now_ms())
-            except DimError as error:
-                log.info("the roster cannot be found by its name: %s", error.message)
+        if self._names is not None:
+            await self._follower.resolve(self.membership.network, self._names, self._store)
 
     def _reached(self, found: Reachability) -> None:
         """Attach where nobody can dial in, and say so; detach where it is not needed any more."""
@@ -334,27 +332,6 @@ class _ToldRoad:
     async def send(self, name: str, raw: bytes) -> None:
         await self._road.send(name, raw)
         self._arrived.set()
-
-
-class MembershipKeeper:
-    """A membership, as `RosterFollower` sees it."""
-
-    def __init__(self, membership: Membership) -> None:
-        """Keep rosters in this membership."""
-        self._membership = membership
-
-    @property
-    def version(self) -> int:
-        """See `RosterKeeper.version`."""
-        return self._membership.roster.version
-
-    def keep(self, signed: bytes, pages: Sequence[bytes]) -> bool:
-        """See `RosterKeeper.keep`."""
-        return self._membership.keep_roster(signed, pages, _now_ms())
-
-    def reload(self) -> bool:
-        """See `RosterKeeper.reload`."""
-        return self._membership.reload()
 
 
 def own_server(secure_address: str) -> str:

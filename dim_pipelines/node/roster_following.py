@@ -1,4 +1,4 @@
-"""A node's roster kept new: by the stream of an orchestrator, by what other processes of the home have kept."""
+"""A node's roster kept new: by an orchestrator's stream, by hints, by the network's name, by the home's own files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from typing import Any, Final, Protocol
 
 import grpc
 
+from dim_pipelines.bus.bus import Bus
+from dim_pipelines.content.store import ContentStore
+from dim_pipelines.discovery.names import NameService
+from dim_pipelines.discovery.roster_hints import ROSTER, read_roster_hint
+from dim_pipelines.discovery.roster_record import fetch_roster
 from dim_pipelines.errors import ContentNotFound, DimError, NodeUnreachable, RolledBack
+from dim_pipelines.identity.membership import Membership
 from dim_pipelines.node.contacts import CALL_S, Contact, Contacts
 from dim_pipelines.wire.status import from_rpc_error
 from dim_pipelines.wire.v1 import orchestrator_pb2
 
 log = logging.getLogger(__name__)
 
+RESOLVE_EVERY_S: Final = 60.0
+"""How often the roster is looked for under the network's name where no orchestrator tells of it, in seconds."""
 LOOK_EVERY_S: Final = 2.0
 """How often the home's files are looked at, in seconds: another process of the home may know a newer roster."""
 _PAUSES: Final = (0.2, 10.0)  # seconds before the next orchestrator is asked: the first pause, and the longest
@@ -89,6 +97,29 @@ class RosterFollower:
                 continue
             return
         raise NodeUnreachable("no orchestrator gives the roster")
+
+    async def take_hints(self, bus: Bus) -> None:
+        """Ask for the roster when the bus says that there is a newer one, until cancelled."""
+        async with bus.subscribe(ROSTER) as hints:
+            async for hint in hints:
+                try:
+                    version, _ = read_roster_hint(hint.body)
+                    if version > self._keeper.version:
+                        await self.fetch()
+                except DimError as error:
+                    log.info("a hint at a newer roster came to nothing: %s", error.message)
+
+    async def resolve(self, network: str, names: NameService, store: ContentStore) -> None:
+        """Look for the roster under the network's name while no orchestrator tells of it, until cancelled."""
+        while True:
+            await asyncio.sleep(RESOLVE_EVERY_S * self._choice.uniform(0.9, 1.1))
+            if self.watching:
+                continue
+            try:
+                view = await fetch_roster(network, names, store, time.time_ns() // 1_000_000)
+                self._keeper.keep(view.signed, view.pages)
+            except DimError as error:
+                log.info("the roster cannot be found by its name: %s", error.message)
 
     async def _watch(self) -> None:
         loop, pause = asyncio.get_running_loop(), _PAUSES[0]
@@ -162,3 +193,24 @@ class RosterFollower:
             except DimError as error:
                 log.warning("the home's roster cannot be read: %s", error.message)
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+class MembershipKeeper:
+    """A membership, as `RosterFollower` sees it."""
+
+    def __init__(self, membership: Membership) -> None:
+        """Keep rosters in this membership."""
+        self._membership = membership
+
+    @property
+    def version(self) -> int:
+        """See `RosterKeeper.version`."""
+        return self._membership.roster.version
+
+    def keep(self, signed: bytes, pages: Sequence[bytes]) -> bool:
+        """See `RosterKeeper.keep`."""
+        return self._membership.keep_roster(signed, pages, time.time_ns() // 1_000_000)
+
+    def reload(self) -> bool:
+        """See `RosterKeeper.reload`."""
+        return self._membership.reload()

@@ -14,13 +14,18 @@ from typing import Any
 import grpc
 import pytest
 
+from dim_pipelines.bus.memory import MemoryBus
+from dim_pipelines.content.memory import MemoryContentStore
+from dim_pipelines.discovery.memory_names import MemoryNameService
+from dim_pipelines.discovery.roster_hints import ROSTER, write_roster_hint
+from dim_pipelines.discovery.roster_record import make_root_record, publish_roster
+from dim_pipelines.domain.cid import DAG_CBOR, Cid
 from dim_pipelines.errors import NodeUnreachable
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.identity.roster import RosterView
 from dim_pipelines.node import roster_following
 from dim_pipelines.node.contacts import Contact, Contacts
-from dim_pipelines.node.networking import MembershipKeeper
-from dim_pipelines.node.roster_following import RosterFollower
+from dim_pipelines.node.roster_following import MembershipKeeper, RosterFollower
 from dim_pipelines.testing.networks import MadeNetwork, now_ms
 from dim_pipelines.wire.v1 import orchestrator_pb2
 
@@ -182,3 +187,37 @@ async def test_a_hint_asks_whoever_answers_once(home: Home) -> None:
     assert home.node.roster.version == newest.version
     with pytest.raises(NodeUnreachable, match="no orchestrator gives"):
         await RosterFollower(MembershipKeeper(home.node), Told(Orchestrator("a", deque([[broken()]])))).fetch()
+
+
+async def test_a_hint_on_the_bus_leads_to_the_newer_roster_and_rubbish_to_nothing(home: Home) -> None:
+    home.made.join("a", "user")
+    newest = home.made.roster
+    follower = RosterFollower(MembershipKeeper(home.node), Told(Orchestrator("a", deque([[update(newest)]]))))
+    bus = MemoryBus(home.made.id, home.made.key)
+    task = asyncio.create_task(follower.take_hints(bus))
+    try:
+        await asyncio.sleep(0)
+        await bus.publish(ROSTER, b"rubbish")
+        cid = Cid.of(DAG_CBOR, newest.signed)
+        await bus.publish(ROSTER, write_roster_hint(newest.version, cid))
+        await home.until(lambda: home.node.roster.version == newest.version)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.close()
+
+
+async def test_the_roster_is_found_by_the_networks_name_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_following, "RESOLVE_EVERY_S", 0.01)
+    home.made.join("a", "user")
+    newest = home.made.roster
+    names, store = MemoryNameService(), MemoryContentStore()
+    root = make_root_record(home.made.root, newest.roster.delegation)
+    await publish_roster(newest, home.made.admission, names, store, root_record=root)
+    follower = RosterFollower(MembershipKeeper(home.node), Told())
+    task = asyncio.create_task(follower.resolve(home.made.id, names, store))
+    try:
+        await home.until(lambda: home.node.roster.version == newest.version)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
