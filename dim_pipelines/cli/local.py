@@ -40,10 +40,15 @@ PublicFlag = Annotated[
 
 
 @asynccontextmanager
-async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
+async def ipfs_address(home: Home, ipfs: str, heard: str = "") -> AsyncIterator[str]:
     """Give what `open_store` takes: for `kubo` the address of the home's own, which is started where it does not run.
 
     Left out (empty), it is what a running `dim up` uses, else `embedded`.
+
+    Args:
+        home: whose Kubo it is.
+        ipfs: the word or address.
+        heard: `HOST:PORT` of the server beside which Kubo runs: where others of the network reach it.
 
     Raises:
         ConfigurationError: there is no `ipfs` program, or it does not start.
@@ -57,12 +62,12 @@ async def ipfs_address(home: Home, ipfs: str) -> AsyncIterator[str]:
         yield ipfs
         return
     from dim_pipelines.content.kubo_repository import running_kubo
-    from dim_pipelines.discovery.network_kubo import start_kubo
+    from dim_pipelines.discovery.network_kubo import start_kubo, swarm_listen
 
     if (address := running_kubo(home.root / "kubo")) is not None:
         yield address
         return
-    daemon = await start_kubo(home)
+    daemon = await start_kubo(home, listen=swarm_listen(heard))
     try:
         yield daemon.address
     finally:

@@ -77,7 +77,7 @@ async def _serve(screen: Screen, config: OrchestratorConfig) -> None:
         screen.result(asdict(address), "\n".join(lines))
         sys.stdout.flush()
 
-    async with ipfs_address(config.home, config.ipfs) as ipfs:
+    async with ipfs_address(config.home, config.ipfs, heard=config.listen) as ipfs:
         await serve(replace(config, ipfs=ipfs), ready=ready)
 
 

@@ -71,7 +71,7 @@ async def _up(count: int, ipfs: str, port: int, meeting: list[str], screen: Scre
     async with contextlib.AsyncExitStack() as stack:
         tell = stack.enter_context(announce(home))
         leads = await asyncio.to_thread(_leads, home, screen)
-        address = await stack.enter_async_context(ipfs_address(home, ipfs))
+        address = await stack.enter_async_context(ipfs_address(home, ipfs, heard=meeting[1]))
         first = [_orchestrator(home, address, meeting)] if leads else []
         children = [*first, *_dagster(home, port, address)]
         try:

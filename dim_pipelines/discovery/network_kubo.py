@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,23 @@ async def start_kubo(
         others = [peer for peer in known if not peer.endswith(f"/p2p/{identity}")]
         membership.keep_peers([*daemon.swarm_addresses, *others])
     return daemon
+
+
+def swarm_listen(address: str) -> tuple[str, ...] | None:
+    """Give where the Kubo beside a server is heard: on the server's own addresses, a port of its own.
+
+    Args:
+        address: `HOST:PORT` of the server; empty where there is none.
+
+    Returns:
+        Multiaddrs; None (as `start_kubo` chooses) where the server is heard on loopback alone, or by a name.
+    """
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return None if ip.is_loopback else (f"/ip{ip.version}/{ip}/tcp/0",)
 
 
 def _on_loopback(multiaddr: str) -> bool:

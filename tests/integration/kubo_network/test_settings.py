@@ -18,7 +18,7 @@ from dim_pipelines.content.kubo_daemon import KuboDaemon
 from dim_pipelines.content.kubo_http import KuboHttp
 from dim_pipelines.content.kubo_repository import read_swarm_key
 from dim_pipelines.content.open import open_store
-from dim_pipelines.discovery.network_kubo import start_kubo
+from dim_pipelines.discovery.network_kubo import start_kubo, swarm_listen
 from dim_pipelines.discovery.open_names import open_names
 from dim_pipelines.errors import ConfigurationError, NameUnresolved
 from dim_pipelines.identity.membership import Membership
@@ -165,6 +165,23 @@ async def test_a_members_kubo_is_part_of_its_networks_swarm(
     finally:
         for daemon in daemons:
             await daemon.stop()
+
+
+@pytest.mark.parametrize(
+    ("address", "listen"),
+    [
+        ("", None),
+        ("127.0.0.1:0", None),
+        ("[::1]:7000", None),
+        ("lab.example:7000", None),
+        ("10.0.0.1:7000", ("/ip4/10.0.0.1/tcp/0",)),
+        ("100.64.0.3:7000", ("/ip4/100.64.0.3/tcp/0",)),
+        ("0.0.0.0:7000", ("/ip4/0.0.0.0/tcp/0",)),
+        ("[fd00::1]:7000", ("/ip6/fd00::1/tcp/0",)),
+    ],
+)
+def test_an_orchestrators_kubo_is_heard_where_the_orchestrator_is(address: str, listen: tuple[str, ...] | None) -> None:
+    assert swarm_listen(address) == listen
 
 
 async def test_where_the_peers_are_elsewhere_it_only_dials_out(ipfs_binary: Path, tmp_path: Path) -> None:
