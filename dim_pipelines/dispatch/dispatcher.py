@@ -124,6 +124,7 @@ class Dispatcher:
         if before is not None and before.error is not None and not before.wanted:
             link.error = before.error  # it has refused already: no hope rests on it before it takes a session
         self._expect()
+        self.tallies.begin(recruit.name)
         if self._ended is not None and not self._ended.done():
             self._start(link.run())
 

@@ -27,6 +27,10 @@ class Tallies:
         self._clock = clock
         self._counts: dict[str, _Counts] = {}
 
+    def begin(self, node: str) -> None:
+        """Note that a node is used from now on."""
+        self._of(node)
+
     def good(self, node: str, rows: int) -> None:
         """Count an accepted output."""
         counts = self._of(node)

@@ -10,6 +10,9 @@ def test_counts_begin_anew_when_they_are_taken() -> None:
     now = 0.0
     tallies = Tallies(lambda: now)
     assert tallies.take() == {}
+    for name in ("a", "b", "idle"):
+        tallies.begin(name)
+    now = 1.0
     tallies.good("a", 10)
     tallies.late("b", "slow")
     now = 2.0
