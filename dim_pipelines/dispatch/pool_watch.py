@@ -29,6 +29,8 @@ REPORT_S: Final = 30.0
 """How often the batch passes on what it saw of its nodes, in seconds."""
 ASK_AGAIN_S: Final = 30.0
 """How long a node that has refused the batch is left alone, in seconds: its roster or its owner may change."""
+MOVED_S: Final = 2.0
+"""Seconds of silence after which a session is given up whose node is said to be elsewhere; it speaks every second."""
 END_S: Final = 2.0
 """How long the last report may take, in seconds."""
 _SUFFIX: Final = 5
@@ -70,6 +72,7 @@ class PoolWatch:
         self._random = random or Random()
         self._names: dict[str, str] = {}
         self._places: dict[str, object] = {}
+        self._moved: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._classes: dict[str, str] = {}
         self._reputations: dict[str, Reputation] = {}
@@ -158,6 +161,7 @@ class PoolWatch:
         name = self._name(node)
         _log.info("node %s joins", name)
         self._places[node.id] = node.place
+        self._moved.pop(node.id, None)
         self._asked.pop(node.id, None)
         self._dispatcher.add_node(
             Recruit(
@@ -186,8 +190,14 @@ class PoolWatch:
         """Tell a link that its node has moved, or is there again."""
         if link is None or link.ended or node.presence is not Presence.READY:
             return
+        now = time.monotonic()
         if node.place != self._places.get(node.id):
-            self._places[node.id] = node.place
+            self._places[node.id], self._moved[node.id] = node.place, now
+        noticed = self._moved.get(node.id)
+        if noticed is not None and link.silent_for(now) < now - noticed:
+            del self._moved[node.id]  # it was heard since: the session is with where it is now
+        elif noticed is not None and link.silent_for(now) >= MOVED_S:
+            del self._moved[node.id]
             link.lose("it was started again, or has moved")
             link.hurry()
         elif link.down_since is not None and not link.is_open:

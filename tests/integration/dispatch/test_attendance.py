@@ -131,17 +131,39 @@ async def test_a_node_that_others_doubt_works_on_while_it_is_heard_but_no_new_se
     assert (a.opened, b.opened) == (1, 0)
 
 
-async def test_a_node_that_was_started_again_elsewhere_gets_a_new_session(make: Make) -> None:
+async def test_a_node_that_is_elsewhere_now_gets_a_new_session_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dim_pipelines.dispatch.dispatcher.LOST_S", 600.0)  # silence alone would end it, later
+    bench = await make(rows=40, shard_rows=2)
+    key, tasks = bytes(range(32)), []
+    there = await bench.node("a", Faults(silent_after=0), credit=2, key=key, on_task=tasks.append)
+    here = await bench.node("a", credit=2, key=key)
+    pool = pool_of(there, here)
+    pool.hidden = {here.address}
+    running = asyncio.create_task(bench.run(pool=pool))
+    await until(lambda: tasks)
+    pool.places[here.address] = "here"
+    pool.hidden = {there.address}
+    finished = await running
+    await bench.check(finished)
+    assert finished.nodes == {"a": 20}
+    assert (there.opened, sorted(set(here.computed))) == (1, list(range(20)))
+
+
+async def test_a_session_that_is_heard_is_kept_though_the_record_is_newer(make: Make) -> None:
     bench = await make(rows=40, shard_rows=2)
     a = await bench.node("a", Faults(gate=asyncio.Event()), credit=2)
     pool = pool_of(a)
     running = asyncio.create_task(bench.run(pool=pool))
     await until(lambda: a.opened)
-    pool.places[a.address] = "elsewhere"
-    await until(lambda: a.opened == 2)
+    pool.places[a.address] = "said to be elsewhere"
+    looks = pool.looks
+    await until(lambda: pool.looks > looks + 3)
     assert a.faults.gate is not None
     a.faults.gate.set()
     await bench.check(await running)
+    assert a.opened == 1 and not pool.losses
 
 
 async def test_a_node_that_is_down_at_first_joins_when_it_is_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +330,7 @@ async def test_whatever_joins_leaves_and_drains_the_result_is_the_same(make: Mak
                 case 2:
                     pool.hidden.add(node.address)
                 case 3:
-                    pool.places[node.address] = "moved"  # once: each move costs what the node computes an attempt
+                    pool.places[node.address] = looks
                 case _:
                     pass
         await asyncio.sleep(0.005)
