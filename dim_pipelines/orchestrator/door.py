@@ -17,22 +17,24 @@ from typing import Final
 from dim_pipelines.bus.rate_limit import RateLimit
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.roster import Member
-from dim_pipelines.errors import DimError, Forbidden, QuotaExceeded
-from dim_pipelines.identity.certificates import Ca
+from dim_pipelines.errors import DimError, Forbidden, InputError, QuotaExceeded
+from dim_pipelines.identity.certificates import Ca, key_identifier, server_name
 from dim_pipelines.identity.join_requests import Nonces, verify_join
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.identity.roster import RosterView
 from dim_pipelines.orchestrator.admissions import Admissions
 from dim_pipelines.orchestrator.invites import Invites
 from dim_pipelines.wire.access import Peer
+from dim_pipelines.wire.address import Address
 from dim_pipelines.wire.v1 import orchestrator_pb2
 
 log = logging.getLogger(__name__)
 
-ADDRESS_RATE: Final = 2.0
-ADDRESS_BURST: Final = 20.0
-ALL_RATE: Final = 50.0
-ALL_BURST: Final = 200.0
+ADDRESS_RATE: Final = 10.0
+"""Requests a second of one address, behind which a whole site may be."""
+ADDRESS_BURST: Final = 100.0
+ALL_RATE: Final = 200.0
+ALL_BURST: Final = 1000.0
 _LABEL: Final = 100
 
 
@@ -76,7 +78,7 @@ class Door:
 
         Args:
             request: what the caller sent.
-            caller: its IP address; loopback is limited with all others together only.
+            caller: its IP address.
 
         Raises:
             QuotaExceeded: too many requests.
@@ -144,12 +146,17 @@ class Door:
         if "orchestrator" not in before.roles:
             raise Forbidden(f"{name} is no orchestrator: the roster holds no server of it")
         said = request.server
+        for address in (*said.addresses, *said.doors):
+            Address.parse(address, secure=True)
+        key_identifier(said.ca)  # one that cannot be read would be in the roster, which everybody reads
+        if server_name(said.certificate) != name:
+            raise InputError("the server's certificate does not name the member that it is entered for")
         member = before.model_copy(
             update={
                 "addresses": tuple(said.addresses),
                 "doors": tuple(said.doors),
-                "certificate": said.certificate or None,
-                "ca": said.ca or None,
+                "certificate": said.certificate,
+                "ca": said.ca,
             }
         )
         await self._edit([member], now)

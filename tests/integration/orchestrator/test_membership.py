@@ -95,17 +95,6 @@ async def test_a_door_of_another_network_does_not_let_in(
     other.database.close()
 
 
-async def test_a_flood_at_the_door_is_bounded_and_named(orchestrator: Any, tmp_path: Path) -> None:
-    invite = orchestrator.invite()
-    said: list[str] = []
-    for number in range(30):
-        try:
-            await join_network(Home.at(tmp_path / f"n{number}"), invite, label="x")
-        except DimError as error:
-            said.append(error.code)
-    assert "quota_exceeded" in said and len(orchestrator.membership.roster.with_role("node")) <= 1
-
-
 async def test_certificates_are_renewed_at_the_door_and_not_for_the_revoked(
     orchestrator: Any, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
