@@ -38,7 +38,7 @@ ECHO_GOAL: Final = 800.0
 QUIET: Final = 0.15
 """Share of the machine that others may use before a figure is called noisy."""
 
-_LAYERS: Final = 6
+LAYERS: Final = 6
 _BATCH_ROWS: Final = 32
 """Rows of a shard and of a micro-batch of the encoder."""
 
@@ -65,7 +65,7 @@ class Figure:
         return f"{self.name}: {shown} (goal {side}{goal}: {'reached' if self.reached else 'MISSED'})"
 
 
-class _Bench:
+class Bench:
     """A store, one node and a table of batches in a home of their own, kept warm between runs."""
 
     def __init__(self, home: Any, store: Any, ipfs: str, batches: Any, database: Any, node: Any) -> None:
@@ -79,7 +79,7 @@ class _Bench:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, root: Path, ipfs: str) -> AsyncIterator[_Bench]:
+    async def start(cls, root: Path, ipfs: str) -> AsyncIterator[Bench]:
         """Start everything that a batch needs, and stop it at the end."""
         from dim_pipelines.cli.local import content_store, ipfs_address, local_nodes
         from dim_pipelines.database.engine import open_database
@@ -134,7 +134,7 @@ class _Bench:
         )
 
 
-class _RawLoop:
+class RawLoop:
     """The raw loop in its own process, told when to run."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -142,7 +142,7 @@ class _RawLoop:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, folder: Path, rows: int, layers: int) -> AsyncIterator[_RawLoop]:
+    async def start(cls, folder: Path, rows: int, layers: int) -> AsyncIterator[RawLoop]:
         """Write the model package into `folder`, load its program and warm it; the process is ended with the block."""
         arguments = (str(folder), str(rows), str(_BATCH_ROWS), str(layers))
         process = await asyncio.create_subprocess_exec(
@@ -174,7 +174,8 @@ class _RawLoop:
         return line.decode("ascii")
 
 
-def _write_table(path: Path, table: pa.Table) -> Path:
+def write_table(path: Path, table: pa.Table) -> Path:
+    """Write a table as Parquet and give its path."""
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def _write_table(path: Path, table: pa.Table) -> Path:
 def pipeline(
     rows: Annotated[int, typer.Option("--rows", min=_BATCH_ROWS, help="Rows of a run.")] = 768,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Runs of each side; the median is taken.")] = 5,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the encoder; MiniLM has 6.")] = _LAYERS,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the encoder; MiniLM has 6.")] = LAYERS,
     ipfs: Annotated[
         str, typer.Option("--ipfs", metavar="A,B", help="The stores to measure: embedded, kubo.")
     ] = "embedded,kubo",
@@ -217,9 +218,9 @@ async def _pipeline(
 
     with tempfile.TemporaryDirectory(prefix="dim-bench-") as scratch:
         folder = Path(scratch)
-        source = _write_table(folder / "rows.parquet", token_table(rows))
+        source = write_table(folder / "rows.parquet", token_table(rows))
         screen.say("exporting the encoder")
-        async with _RawLoop.start(folder / "model", rows, layers) as raw:
+        async with RawLoop.start(folder / "model", rows, layers) as raw:
             return {
                 kind: await _compare(kind, folder / f"home-{kind}", folder / "model", source, raw, rows, rounds, screen)
                 for kind in kinds
@@ -227,9 +228,9 @@ async def _pipeline(
 
 
 async def _compare(
-    kind: str, root: Path, model: Path, source: Path, raw: _RawLoop, rows: int, rounds: int, screen: Screen
+    kind: str, root: Path, model: Path, source: Path, raw: RawLoop, rows: int, rounds: int, screen: Screen
 ) -> dict[str, Any]:
-    async with _Bench.start(root, kind) as bench:
+    async with Bench.start(root, kind) as bench:
         cid = await bench.add_model(model)
         screen.say(f"{kind}: warming")
         await bench.run(cid, source, _BATCH_ROWS, _BATCH_ROWS)
@@ -352,8 +353,8 @@ async def _echo(scratch: Path, tasks: int, rounds: int, screen: Screen) -> tuple
     model = scratch / "echo"
     model.mkdir()
     (model / DESCRIPTION_FILE).write_bytes(description.to_json())
-    source = _write_table(scratch / "echo.parquet", pa.table({"x": np.arange(tasks, dtype=np.int64)}))
-    async with _Bench.start(scratch / "home-echo", "embedded") as bench:
+    source = write_table(scratch / "echo.parquet", pa.table({"x": np.arange(tasks, dtype=np.int64)}))
+    async with Bench.start(scratch / "home-echo", "embedded") as bench:
         cid = await bench.add_model(model)
         await bench.run(cid, source, max(1, tasks // 100), 1)
         meter = LoadMeter()

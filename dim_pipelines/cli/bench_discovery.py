@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from dim_pipelines.cli.bench import Figure, warn_if_noisy
+from dim_pipelines.cli.bench import LAYERS, Figure, warn_if_noisy
 from dim_pipelines.cli.bench_load import LoadMeter
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
 from dim_pipelines.errors import ConfigurationError
@@ -30,6 +30,8 @@ PAGE_GOAL_S: Final = 10.0
 """The same until Dagster's page shows it."""
 IPNS_GOAL_S: Final = 75.0
 """The same until work may go to it, with IPNS alone."""
+ATTACHED_GOAL: Final = 0.95
+"""Throughput of the encoder's pipeline on a node that only dials out, as a share of a direct one's."""
 RANKING_GOAL_S: Final = 0.020
 """Feasibility and rank of all nodes for a batch."""
 
@@ -40,7 +42,7 @@ Part = Callable[[int, int, Screen], tuple[dict[str, Any], list[Figure]]]
 def discovery(
     parts: Annotated[
         str | None,
-        typer.Option("--parts", metavar="A,B", help="Only these of: records, table, blocks, links, joining."),
+        typer.Option("--parts", metavar="A,B", help="Only these of: records, table, blocks, links, reach, joining."),
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=10, help="Nodes that exist on paper.")] = 1000,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each is measured; the median is taken.")] = 5,
@@ -134,6 +136,20 @@ def _links(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], lis
     return record, []
 
 
+def _reach(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], list[Figure]]:
+    from dim_pipelines.cli.bench_reach import measure_reach
+
+    with tempfile.TemporaryDirectory(prefix="dim-bench-") as scratch:
+        reached = asyncio.run(measure_reach(Path(scratch), rounds, LAYERS, screen))
+    ratio = reached.direct_s / reached.attached_s
+    record = {
+        "direct_s": round(reached.direct_s, 3),
+        "attached_s": round(reached.attached_s, 3),
+        "ratio": round(ratio, 4),
+    }
+    return record, [Figure("throughput of a pipeline, attached / direct", ratio, ATTACHED_GOAL)]
+
+
 def _joining(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], list[Figure]]:
     from dim_pipelines.cli.bench_joining import measure_joining
 
@@ -173,6 +189,7 @@ PARTS: Final[dict[str, Part]] = {
     "table": _table,
     "blocks": _blocks,
     "links": _links,
+    "reach": _reach,
     "joining": _joining,
 }
 """What can be measured, in this order."""

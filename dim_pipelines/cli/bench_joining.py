@@ -65,7 +65,7 @@ async def measure_joining(folder: Path, rounds: int, screen: Screen) -> dict[str
     port = _free_port()
     up = ("up", "--nodes", "1", "--ipfs", "kubo", "--port", str(port))
     found = {"hints": Joined(), "ipns": Joined()}
-    async with _running(home, "dim_pipelines.cli", *up, "--json", within_s=_START_S):
+    async with running(home, "dim_pipelines.cli", *up, "--json", within_s=_START_S):
         database = open_database(f"sqlite:///{home / 'dim.db'}")
         try:
             for number in range(rounds):
@@ -74,7 +74,7 @@ async def measure_joining(folder: Path, rounds: int, screen: Screen) -> dict[str
                     await _join(folder, home, label, way, NodeTable(database), port, joined)
                     screen.say(
                         f"{label}: joined in {joined.join_s[-1]:.1f} s, served after {joined.served_s[-1]:.1f} s, "
-                        f"schedulable after {joined.schedulable_s[-1]:.2f} s, on the page after {joined.page_s[-1]:.1f} s"
+                        f"schedulable after {joined.schedulable_s[-1]:.2f} s, on the page {joined.page_s[-1]:.1f} s"
                     )
         finally:
             database.close()
@@ -84,19 +84,19 @@ async def measure_joining(folder: Path, rounds: int, screen: Screen) -> dict[str
 async def _join(folder: Path, home: Path, label: str, way: str, table: NodeTable, port: int, joined: Joined) -> None:
     """Let one node join, see when it is known, and end it."""
     theirs = folder / label
-    invite = (await _dim(home, "network", "invite"))["invite"]
+    invite = (await run_dim(home, "network", "invite"))["invite"]
     begun = time.monotonic()
-    await _dim(theirs, "network", "join", invite, "--label", label)
+    await run_dim(theirs, "network", "join", invite, "--label", label)
     joined.join_s.append(time.monotonic() - begun)
     async with contextlib.AsyncExitStack() as stack:
         node: tuple[str, ...]
         if way == "ipns":  # for machines: the daemon that can be told to leave out roads takes a Kubo that runs
-            await stack.enter_async_context(_running(theirs, "dim_pipelines.cli", "kubo", "start", "--json"))
+            await stack.enter_async_context(running(theirs, "dim_pipelines.cli", "kubo", "start", "--json"))
             node = ("dim_pipelines.node", "--ipfs", "kubo", "--name", label, "--road", "names")
         else:
             node = ("dim_pipelines.cli", "node", "start", "--ipfs", "kubo", "--name", label, "--json")
         begun = time.monotonic()
-        await stack.enter_async_context(_running(theirs, *node))
+        await stack.enter_async_context(running(theirs, *node))
         served = time.monotonic()
         joined.served_s.append(served - begun)
         schedulable, page = await asyncio.gather(
@@ -137,7 +137,12 @@ def _environment(home: Path) -> dict[str, str]:
     return {**own, "DIM_HOME": str(home)}
 
 
-async def _dim(home: Path, *arguments: str) -> dict[str, Any]:
+async def run_dim(home: Path, *arguments: str) -> dict[str, Any]:
+    """Type a command in a home and give what it prints.
+
+    Raises:
+        ConfigurationError: it failed; carries what it said.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "dim_pipelines.cli", *arguments, "--json"),
         env=_environment(home),
@@ -152,7 +157,7 @@ async def _dim(home: Path, *arguments: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _running(home: Path, *command: str, within_s: float = 60.0) -> AsyncIterator[dict[str, Any]]:
+async def running(home: Path, *command: str, within_s: float = 60.0) -> AsyncIterator[dict[str, Any]]:
     """Run a command of a home that goes on; gives the line that it prints when it is ready.
 
     Raises:

@@ -10,6 +10,7 @@ from machines import CHAOS, Machine, Network, label, machines
 from namespaces import MakeSpaces
 
 NODES = 10 if CHAOS else 3
+RUNS = 8
 Compute = Callable[[], dict[str, Any]]
 
 
@@ -24,15 +25,20 @@ def test_many_far_machines_give_the_same_result_as_one(make_spaces: MakeSpaces, 
         network.gather(others[:1], engine=engine)
         alone = compute()
         network.gather(others[1:], engine=engine)
-        before = spaces.line()
-        together = compute()
-        counters = spaces.line()
-        print(f"alone {alone['seconds']:.1f} s, {NODES} machines {together['seconds']:.1f} s: {together['nodes']}")
-        print(f"{counters['packets'] - before['packets']} packets, {counters['lost'] - before['lost']} lost")
         assert alone["nodes"].keys() == {label(others[0])}
-        assert together["result"] == alone["result"]
-        assert len(together["nodes"]) > 1, "several took part"
-        assert together["nodes"].keys() <= {label(machine) for machine in others}
+        took_part: set[str] = set()
+        for _ in range(RUNS):  # a machine that still loads the model while others finish takes part the next time
+            before = spaces.line()
+            together = compute()
+            counters = spaces.line()
+            print(f"alone {alone['seconds']:.1f} s, {NODES} machines {together['seconds']:.1f} s: {together['nodes']}")
+            print(f"{counters['packets'] - before['packets']} packets, {counters['lost'] - before['lost']} lost")
+            assert together["result"] == alone["result"]
+            took_part |= together["nodes"].keys()
+            if len(took_part) > NODES / 2:
+                break
+        assert len(took_part) > NODES / 2, "most took part"
+        assert took_part <= {label(machine) for machine in others}
         assert counters["lost"] > 0
 
 
