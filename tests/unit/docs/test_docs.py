@@ -104,6 +104,8 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
     command: Any = typer.main.get_command(app)
     rest = list(words)
     while getattr(command, "commands", None):
+        if command.invoke_without_command and (not rest or rest[0].startswith("-")):
+            break  # a group that does something by itself: `dim nodes`
         assert rest, f"dim {' '.join(words)} names no command"
         assert rest[0] in command.commands, f"dim {' '.join(words)}: there is no {rest[0]!r}"
         command = command.commands[rest.pop(0)]
