@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/.venv/bin:$(PATH)
 # A clone keeps its state beside the code, so that removing the folder removes everything.
 export DIM_HOME ?= $(CURDIR)/.dim
 
-.PHONY: help setup demo up test coverage lint format types protos tools bench soak fuzz docs constraints clean
+.PHONY: help setup demo up test coverage lint format types protos tools bench chaos soak fuzz docs constraints clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*##\s*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,9 +47,13 @@ tools:  ## the real components that tests and `--ipfs kubo` use: ipfs (Kubo), Ch
 	@python=$$(deployment/scripts/find_python) && "$$python" deployment/kubo/fetch.py
 	@deployment/scripts/debian
 
-bench: setup  ## how much of a raw loop's speed a batch keeps, and what dispatch costs
+bench: setup  ## how much of a raw loop's speed a batch keeps, what dispatch costs, how soon a new node is used
 	@dim bench dispatch
 	@dim bench pipeline
+	@dim bench discovery
+
+chaos: setup  ## machines that are killed, stopped, cut off, behind NAT, far apart; long and large (12 GiB of memory)
+	@DIM_CHAOS=1 python -m pytest -q -s --timeout=1800 tests/multinode
 
 soak: setup  ## two gigabytes and a million shards through each store; then contracts and dispatch, ten times over
 	@DIM_SOAK=1 python -m pytest -q -s --timeout=1500 tests/integration/content/test_memory_use.py tests/integration/content/test_million_shards.py

@@ -34,6 +34,7 @@ class NodeVisit:
         checks: dict[str, Question] = {"daemon": self.daemon, "devices": self.devices}
         if member:
             checks |= {"reach": self.reach, "tls": self.tls, "roads": self.roads, "names": self.names}
+            checks["bus"] = self.bus
         return {**checks, "kubo": self.kubo}
 
     async def daemon(self) -> Finding:
@@ -128,6 +129,8 @@ class NodeVisit:
 
         membership = Membership.load(self._home)
         assert membership is not None
+        if self._ipfs_here() == "embedded":
+            return Finding("names", "unknown", "no Kubo runs here: orchestrators alone carry records")
         try:
             service = open_names(self._ipfs_here(), self._home)
         except ConfigurationError as error:
@@ -147,6 +150,15 @@ class NodeVisit:
         left_s = record.expires_ms / 1000 - time.time()
         text = f"record {record.sequence}, " + (f"valid for {left_s:.0f} s more" if left_s > 0 else "ended")
         return Finding("names", "good" if left_s > 0 else "warning", text)
+
+    async def bus(self) -> Finding:
+        """Ask this home's Kubo which hints it listens to, and whom it hears."""
+        from dim_pipelines.content.kubo_repository import running_kubo
+
+        address = running_kubo(self._home.root / "kubo")
+        if address is None:
+            return Finding("bus", "unknown", "no Kubo runs here: hints stay within each process")
+        return await asyncio.to_thread(_look_at_bus, address, self._home)
 
     async def kubo(self) -> Finding:
         """Ask this home's Kubo who it is, whom it knows, and whether strangers can read it."""
@@ -193,6 +205,23 @@ class NodeVisit:
             raise found from error
         finally:
             await channel.close(None)
+
+
+def _look_at_bus(address: str, home: Home) -> Finding:
+    from dim_pipelines.content.kubo_address import find_secret
+    from dim_pipelines.content.kubo_rpc import KuboRpc
+
+    rpc = KuboRpc(address, CALL_S, find_secret(address, home))
+    try:
+        [topics] = rpc.json("/pubsub/ls")
+        [heard] = rpc.json("/pubsub/peers")
+    finally:
+        rpc.close()
+    listened, peers = len(topics.get("Strings") or []), len(heard.get("Strings") or [])
+    text = f"pubsub listens to {listened} topics and hears {peers} peers"
+    if not listened:
+        return Finding("bus", "warning", text, "the orchestrator or node here was started without --ipfs kubo")
+    return Finding("bus", "good" if peers else "warning", text)
 
 
 def _look_at_kubo(address: str, home: Home) -> Finding:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dim_pipelines.cli import doctor_home, main
+from dim_pipelines.cli import doctor_home, doctor_network, main
 from dim_pipelines.cli.doctor_findings import Finding, ask_all
+from dim_pipelines.cli.doctor_network import judge_clock
+from dim_pipelines.cli.doctor_node import NodeVisit
 from dim_pipelines.database.engine import open_database
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.identity.keys import load_or_create_key
@@ -75,6 +77,35 @@ def test_a_database_that_is_none_is_told(home: Home) -> None:
 def test_a_database_without_nodes_answers(home: Home) -> None:
     open_database(home.database_url).close()
     assert doctor_home.check_database("database", home).verdict == "good"
+
+
+@pytest.mark.parametrize(
+    ("skew_ms", "verdict"),
+    [(0, "good"), (4_000, "good"), (-20_000, "warning"), (20_000, "warning"), (600_000, "bad"), (-600_000, "bad")],
+)
+def test_a_clock_that_is_off_is_told(skew_ms: int, verdict: str) -> None:
+    found = judge_clock(skew_ms)
+    assert found.verdict == verdict
+    assert bool(found.hint) is (verdict != "good")
+
+
+async def test_a_home_in_no_network_says_how_to_join_one(home: Home) -> None:
+    found = await ask_all(doctor_network.questions(home))
+    assert [(each.name, each.verdict) for each in found] == [("network", "unknown")]
+    assert "join" in found[0].hint
+
+
+async def test_a_daemon_that_was_killed_is_told_from_one_that_never_ran(home: Home, tmp_path: Path) -> None:
+    asked = {"daemon": NodeVisit(home, "").daemon}
+    assert [(each.verdict, each.hint) for each in await ask_all(asked)] == [("unknown", "dim node start")]
+    home.node.mkdir()
+    (home.node / "node.json").write_text(json.dumps({"address": f"unix:{tmp_path / 'nobody.sock'}"}))
+    [found] = await ask_all({"daemon": NodeVisit(home, "").daemon})
+    assert found.verdict == "bad"
+    assert "dim node start" in found.hint
+    (home.node / "node.json").write_text("{")
+    [found] = await ask_all({"daemon": NodeVisit(home, "").daemon})
+    assert found.verdict == "bad"
 
 
 async def test_a_question_that_fails_or_hangs_is_an_answer_and_spoils_no_other() -> None:
