@@ -10,7 +10,8 @@ from machines import CHAOS, Machine, Network, label, machines
 from namespaces import MakeSpaces
 
 NODES = 10 if CHAOS else 3
-RUNS = 8
+RUNS = 4
+COPIES = 5
 Compute = Callable[[], dict[str, Any]]
 
 
@@ -57,6 +58,9 @@ def _digits(hub: Machine, folder: Path) -> Compute:
 
     digits = load_digits()
     images, _ = write_images(digits, folder / "digits")
+    for image in sorted(images.iterdir()):  # one pass over them ends before a far machine has loaded the model
+        for copy in range(1, COPIES):
+            (images / f"{copy}-{image.name}").write_bytes(image.read_bytes())
     model = write_package(digits, folder / "model")
     sizes = ("--shard-rows", SHARD_ROWS, "--batch-rows", BATCH_ROWS)
 
