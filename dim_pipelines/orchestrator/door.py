@@ -118,6 +118,10 @@ class Door:
         taken = await asyncio.to_thread(
             self._invites.take, request.invite, request.secret, self._membership.network, name, now
         )
+        if taken.again and name in {**self._membership.roster.members, **self._membership.roster.revoked}:
+            # It was answered before. What the roster says since then holds: an invite gives nothing twice.
+            self._membership.roster.member(name)
+            return
         try:
             before = self._membership.roster.members.get(name)
             roles = tuple(dict.fromkeys((*(before.roles if before else ()), *taken.roles)))

@@ -12,7 +12,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy import delete, func, insert, select, update
@@ -31,11 +31,12 @@ SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the holder of an invite becomes."""
+    """What the holder of an invite becomes; `again`: it has taken the invite before."""
 
     roles: tuple[Role, ...]
     owner: str
     limits: Limits
+    again: bool = False
 
 
 class Invites:
@@ -117,7 +118,7 @@ class Invites:
             if row["network"] != network:
                 raise Forbidden("the invite is for another network", hint=_ASK)
             if row["used_by"] == name:
-                return _admission(row["roles"], row["owner"], row["limits"])
+                return replace(_admission(row["roles"], row["owner"], row["limits"]), again=True)
             if row["used_ms"] is not None:
                 raise Forbidden("the invite was used before: it admits one member", hint=_ASK)
             if row["expires_ms"] <= now_ms:

@@ -122,6 +122,24 @@ async def test_an_invite_that_cannot_be_honoured_is_not_used_up(world: World) ->
     assert world.network.roster.member(ipns_name(public_bytes(other))).roles == ("node",)
 
 
+async def test_a_used_invite_brings_nobody_back_and_gives_nothing_twice(world: World) -> None:
+    invited = world.invited(label="gpu")
+    again = world.request(invite=invited.invite, secret=invited.secret, label="another")
+    await world.door.join(invited, "192.0.2.9")
+    world.network.admit(world.network.roster.member(world.name).model_copy(update={"roles": ("user",), "owner": "eve"}))
+    Rosters(world.database, world.network.id).keep(world.network.roster, world.now)
+    held = world.network.roster.member(world.name)
+    reply = await world.door.join(again, "192.0.2.9")  # as when the first answer was lost
+    assert set(reply.certificates) == {"user"} and world.network.roster.member(world.name) == held
+    world.network.revoke(world.name, "stolen")
+    Rosters(world.database, world.network.id).keep(world.network.roster, world.now)
+    with pytest.raises(Forbidden, match="stolen"):
+        await world.door.join(again, "192.0.2.9")
+    fresh = world.request(invite=invited.invite, secret=invited.secret, key=Ed25519PrivateKey.generate())
+    with pytest.raises(Forbidden, match="used before"):
+        await world.door.join(fresh, "192.0.2.9")
+
+
 async def test_a_member_gets_certificates_once_per_request(world: World) -> None:
     await world.door.join(world.invited(), "192.0.2.9")
     request = world.request()
