@@ -24,7 +24,10 @@ def start(
     home: Annotated[
         Path | None, typer.Option("--home", metavar="DIR", help="DIM_HOME of this node; $DIM_HOME when left out.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The node's name; the host's name when left out.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The node's name; left out: its label in the network, else the host's name."),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(
@@ -67,8 +70,6 @@ def start(
     itself, and keeps a connection to an orchestrator where nobody can connect to this machine.
     With --json it prints one object as soon as it serves.
     """
-    import socket
-
     from dim_pipelines.node.daemon import NodeConfig
     from dim_pipelines.settings import Home
 
@@ -76,7 +77,7 @@ def start(
     local, secure = _listeners(where, listen or "")
     config = NodeConfig(
         home=where,
-        name=name or socket.gethostname(),
+        name=name or "",
         listen=local,
         secure_listen=secure,
         advertise=tuple(advertise or ()),

@@ -1,7 +1,7 @@
 """What state a node is in, and what moves it to another: pure rules of (status, event, now).
 
 `SEEN` heard of, no valid record yet · `VERIFIED` its signed record was accepted · `ELIGIBLE` it answers, too: work may
-go to it · `SUSPECT` it was lost: no new work · `GONE` its record has ended, or it was revoked.
+go to it · `SUSPECT` it was lost, or has said farewell: no new work · `GONE` its record has ended, or it was revoked.
 
 A node that comes and goes is damped as a route is (RFC 2439): each loss adds to a penalty that halves every minute;
 above 3,000 the node stays SUSPECT, however healthy, until the penalty is below 1,000.
@@ -29,6 +29,8 @@ LONGEST_PENALTY: Final = 12_000.0
 LISTENING_GRACE_MS: Final = 90_000
 """How long after the start of listening a record that ended meanwhile still counts for a node that was good: a node
 publishes every 60 s, and nobody could hear it before."""
+FAREWELL: Final = "it is shutting down, as its own record says"
+"""The reason of a node that drains: only a record that says otherwise brings it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,17 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class RecordAccepted:
-    """A newer record was accepted; `moved`: it names another address, certificate or start than the one before."""
+    """A newer record was accepted.
+
+    Attributes:
+        expires_ms: when it ends, Unix milliseconds.
+        moved: it names another address, certificate or start than the one before.
+        leaving: it says that the node is draining.
+    """
 
     expires_ms: int
     moved: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,9 @@ def penalty_at(status: NodeStatus, now_ms: int) -> float:
 
 def _accepted(status: NodeStatus, event: RecordAccepted, now_ms: int) -> NodeStatus:
     fresh = replace(status, expires_ms=event.expires_ms)
-    if status.state in ("SEEN", "GONE"):
+    if event.leaving:  # no penalty: whoever says farewell is no flapping node
+        return _to(fresh, "SUSPECT", FAREWELL, now_ms)
+    if status.state in ("SEEN", "GONE") or _has_left(status):
         return _to(fresh, "VERIFIED", "its record is good; it has not answered yet", now_ms)
     if status.state == "ELIGIBLE" and event.moved:
         return _to(fresh, "VERIFIED", "it has been started again or has moved; it has not answered yet", now_ms)
@@ -159,8 +170,8 @@ def _accepted(status: NodeStatus, event: RecordAccepted, now_ms: int) -> NodeSta
 
 
 def _healthy(status: NodeStatus, begun_ms: int, now_ms: int) -> NodeStatus:
-    if status.state in ("SEEN", "GONE", "ELIGIBLE"):
-        return status  # without a valid record an answer is worth nothing
+    if status.state in ("SEEN", "GONE", "ELIGIBLE") or _has_left(status):
+        return status  # without a valid record an answer is worth nothing, and a node that drains still answers
     if begun_ms < status.since_ms:
         return status  # the check began before it was lost
     if status.suppressed and (left := penalty_at(status, now_ms)) >= REUSE_BELOW:
@@ -176,6 +187,8 @@ def _healthy(status: NodeStatus, begun_ms: int, now_ms: int) -> NodeStatus:
 def _lost(status: NodeStatus, reason: str, penalty: float, now_ms: int) -> NodeStatus:
     if status.state == "VERIFIED":  # it never answered: there is nothing to damp, and it stays to be tried
         return status if status.reason == reason else replace(status, reason=reason)
+    if _has_left(status):
+        return status  # as it said
     if status.state == "SUSPECT":
         return status if status.suppressed or status.reason == reason else replace(status, reason=reason)
     if status.state != "ELIGIBLE":
@@ -183,6 +196,10 @@ def _lost(status: NodeStatus, reason: str, penalty: float, now_ms: int) -> NodeS
     total = min(penalty_at(status, now_ms) + penalty, LONGEST_PENALTY)
     suppressed = status.suppressed or total > SUPPRESS_ABOVE
     return _to(replace(status, penalty=total, penalty_ms=now_ms, suppressed=suppressed), "SUSPECT", reason, now_ms)
+
+
+def _has_left(status: NodeStatus) -> bool:
+    return status.state == "SUSPECT" and status.reason == FAREWELL
 
 
 def _tick(status: NodeStatus, listening_since_ms: int, now_ms: int) -> NodeStatus:

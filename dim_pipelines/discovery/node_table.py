@@ -149,7 +149,9 @@ class NodeTable:
                 raise RolledBack(f"sequence {record.sequence} is not above {before.sequence}, which was accepted")
             fields = record.fields
             moved = before.record is not None and _whereabouts(before.record) != _whereabouts(record)
-            status = step(before.status, RecordAccepted(record.expires_ms, moved), now_ms)
+            status = step(
+                before.status, RecordAccepted(record.expires_ms, moved, record.advertisement.draining), now_ms
+            )
             wanted = _clean(record.advertisement.label or member.label, _LABEL)
             values: dict[str, Any] = {
                 "record": record.raw,

@@ -109,6 +109,8 @@ class DiscoveredNodes(NodePool):
         record = row.record
         if record is None:
             return PoolNode(row.name, row.label, presence, row.state, reason or "no record of it was accepted yet")
+        if record.advertisement.draining and presence is not Presence.GONE:
+            presence = Presence.LEAVING  # its own word: what it has begun may end
         fields = record.fields
         place = (fields.boot, fields.reach, fields.endpoints, fields.certificate)
         return PoolNode(row.name, row.label, presence, row.state, reason, row.description, place=place)

@@ -66,7 +66,7 @@ class NodeConfig:
 
     Attributes:
         home: its state; one daemon per home.
-        name: for people, unique within a pool; the machine's name when empty.
+        name: for people, unique within a pool; when empty the label that the roster has, else the machine's name.
         listen: `unix:PATH` or a loopback `HOST:PORT` for this machine; a socket in the home when empty.
         secure_listen: `HOST:PORT` for others, with TLS; only in a home that has joined a network, where it is chosen
             when empty.
@@ -122,7 +122,6 @@ async def serve(config: NodeConfig, *, ready: Callable[[NodeAddress], None]) -> 
 
 async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopping: Stop) -> None:
     home = config.home
-    name = config.name or socket.gethostname()
     address = str(Address.parse(config.listen)) if config.listen else ""
     async with AsyncExitStack() as stack:
         stack.enter_context(locked(home.node))
@@ -133,6 +132,7 @@ async def _serve(config: NodeConfig, ready: Callable[[NodeAddress], None], stopp
         key = public_bytes(private)
         controls = ControlsFile(controls_path(home))
         membership = _membership(config, private)
+        name = config.name or _label(membership) or socket.gethostname()
         registry = CollectorRegistry()
         metrics = NodeMetrics(registry)
         store = await open_store(config.ipfs, home, public=config.public)
@@ -234,6 +234,12 @@ def _membership(config: NodeConfig, key: Ed25519PrivateKey) -> Membership | None
     if config.secure_listen:
         check_free(config.secure_listen, secure=True)
     return membership
+
+
+def _label(membership: Membership | None) -> str:
+    """Give what the network calls this node; empty where it is in none."""
+    listed = membership.roster.members.get(membership.name) if membership else None
+    return listed.label if listed else ""
 
 
 def _network(

@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dim_pipelines.database.engine import open_database
+from dim_pipelines.discovery.node_states import FAREWELL
 from dim_pipelines.discovery.node_table import NodeRow, NodeTable
 from dim_pipelines.discovery.record import NodeRecord, read_node_record
 from dim_pipelines.dispatch.tunnel import open_tunnel
@@ -325,11 +326,18 @@ async def test_a_revoked_signers_sessions_are_cut_and_a_revoked_node_knows_it(no
     assert node.alive
 
 
-async def test_a_machine_joins_by_an_invite_and_serves_others(nodes: Network, dispatcher: Any, tmp_path: Path) -> None:
+async def test_a_machine_joins_by_an_invite_serves_others_and_says_farewell(
+    nodes: Network, dispatcher: Any, tmp_path: Path
+) -> None:
     invited = await asyncio.to_thread(dim, "network", "invite", "--role", "node", home=nodes.home.root)
     await asyncio.to_thread(dim, "network", "join", invited["invite"], "--label", "guest", home=tmp_path)
-    with NodeProcess.start(tmp_path, name="guest", engines=["echo"]) as node:
+    with NodeProcess.start(tmp_path, name="", engines=["echo"]) as node:
+        assert node.name == "guest"  # as the roster calls it
         assert (await nodes.row(node, lambda row: row.state == "ELIGIBLE")).label == "guest"
         async with nodes.client(node, dispatcher) as client:
             stream = await client.open(await client.put_echo_plan(), batch="guest", network=nodes.id)
             assert stream.opened, stream.refused
+        node.terminate()
+        left = await nodes.row(node, lambda row: row.state == "SUSPECT")
+        assert left.reason == FAREWELL  # its own word, before anybody could miss it
+        assert await asyncio.to_thread(node.stop, PATIENCE_S) == 0

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dim_pipelines.discovery.node_states import (
+    FAREWELL,
     FLAP_PENALTY,
     HALF_LIFE_MS,
     LISTENING_GRACE_MS,
@@ -97,6 +98,18 @@ def test_a_renewed_record_keeps_the_state_and_a_moved_one_asks_for_an_answer() -
     assert moved.state == "VERIFIED" and moved.penalty == 0
 
 
+def test_a_node_that_says_farewell_gets_no_new_work_though_it_still_answers() -> None:
+    for status in (NodeStatus(since_ms=NOW), verified(), eligible(), step(eligible(), Unhealthy("silent"), NOW)):
+        left = step(status, RecordAccepted(NOW + LIFE, leaving=True), NOW + 10)
+        assert (left.state, left.reason, left.penalty) == ("SUSPECT", FAREWELL, status.penalty)
+        assert step(left, Healthy(NOW + 20), NOW + 20) is left
+        assert step(left, Unhealthy("no answer in 2 s"), NOW + 20) is left
+        assert step(left, Attached(), NOW + 20) is left
+        assert step(left, Tick(), NOW + LIFE).state == "GONE"
+        again = step(left, RecordAccepted(NOW + 2 * LIFE, moved=True), NOW + 30)
+        assert again.state == "VERIFIED" and step(again, Healthy(NOW + 31), NOW + 31).state == "ELIGIBLE"
+
+
 def test_a_revoked_node_is_gone_at_once() -> None:
     for status in (NodeStatus(), verified(), eligible()):
         gone = step(status, Revoked("stolen"), NOW + 1)
@@ -140,6 +153,7 @@ def test_the_word_of_a_run_worker_counts_half() -> None:
             st.sampled_from(
                 [
                     RecordAccepted(NOW + LIFE),
+                    RecordAccepted(NOW + LIFE, leaving=True),
                     RecordRefused("no"),
                     Healthy(NOW + 10**9),
                     Unhealthy("silent"),
