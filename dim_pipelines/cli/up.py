@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dim_pipelines.cli.console import DebugFlag, Exit, JsonFlag, Screen
-from dim_pipelines.cli.local import OWNER, IpfsOption, ipfs_address, local_nodes
+from dim_pipelines.cli.local import OWNER, IpfsOption, LocalNodes, ipfs_address
 from dim_pipelines.cli.orchestrator import AdvertiseOption, DoorOption, ListenOption
 from dim_pipelines.errors import ConfigurationError
 
@@ -58,7 +58,7 @@ def up(
     return Exit.DONE
 
 
-async def _up(count: int, ipfs: str, port: int, meeting: list[str], screen: Screen, ready: asyncio.Event) -> None:
+async def _up(nodes: int, ipfs: str, port: int, meeting: list[str], screen: Screen, ready: asyncio.Event) -> None:
     from dim_pipelines.cli.supervise import supervise
     from dim_pipelines.orchestrator.dagster_daemon import prepare_instance
     from dim_pipelines.orchestrator.meeting_point import find_orchestrator
@@ -73,20 +73,21 @@ async def _up(count: int, ipfs: str, port: int, meeting: list[str], screen: Scre
         leads = await asyncio.to_thread(_leads, home, screen)
         address = await stack.enter_async_context(ipfs_address(home, ipfs, heard=meeting[1]))
         first = [_orchestrator(home, address, meeting)] if leads else []
-        children = [*first, *_dagster(home, port, address)]
+        dagster = _dagster(home, port, address)
+        children = [*first, *dagster]
+        adopting = partial(_adopt, home) if leads else None
+        local = LocalNodes(home, nodes, address, prefix="node", adopt=adopting)
         try:
             with screen.progress("starting the orchestrator"):
                 for child in first:
                     await child.start()
                     await child.wait_ready(_START_S)
             with screen.progress("starting nodes"):
-                adopting = partial(_adopt, home) if leads else None
-                nodes = local_nodes(home, count, address, prefix="node", adopt=adopting)
-                running = await stack.enter_async_context(nodes)
+                running = await local.start()
             addresses = tuple(node.address for node in running)
             with screen.progress("starting Dagster"):
                 await asyncio.to_thread(prepare_instance, home)
-                for child in children[len(first) :]:
+                for child in dagster:
                     await child.start()
                 for child in children:
                     await child.wait_ready(_START_S)
@@ -98,7 +99,13 @@ async def _up(count: int, ipfs: str, port: int, meeting: list[str], screen: Scre
             await supervise(children, screen.warn)
         finally:
             screen.say("stopping")
-            await asyncio.shield(asyncio.gather(*(child.stop() for child in children)))
+            await asyncio.shield(_stop(local, dagster, first))
+
+
+async def _stop(local: LocalNodes, dagster: Sequence[Child], meeting: Sequence[Child]) -> None:
+    """End everything; the orchestrator last, because nodes tell it that they go."""
+    await asyncio.gather(local.stop(), *(child.stop() for child in dagster))
+    await asyncio.gather(*(child.stop() for child in meeting))
 
 
 def _leads(home: Home, screen: Screen) -> bool:
