@@ -101,8 +101,9 @@ class Peers:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_roster(stub))
                 tasks.create_task(self._follow_nodes(stub, peer))
-        except* grpc.aio.AioRpcError as group:
-            raise from_rpc_error(_first(group)) from group
+        except BaseExceptionGroup as group:
+            error = _first(group)
+            raise (from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error) from group
         finally:
             await channel.close(None)
 
@@ -124,9 +125,8 @@ class Peers:
         raise NodeUnreachable("it has ended the stream of nodes")
 
 
-def _first(group: BaseExceptionGroup[grpc.aio.AioRpcError]) -> grpc.aio.AioRpcError:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, grpc.aio.AioRpcError)
     return error
