@@ -42,7 +42,7 @@ BUDGET_S = {
     "golden": 10.0,
     "integration": 900.0,
     "fuzz": 40.0,
-    "multinode": 180.0,
+    "multinode": 300.0,
     "e2e": 150.0,
 }
 """Seconds that the tests of a folder may take in CI, set-up included, summed over the two workers that `make test`

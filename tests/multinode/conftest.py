@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+TIMEOUT_S = 1800 if os.environ.get("DIM_CHAOS") == "1" else 400
+
 sys.path.insert(0, str(Path(__file__).parent))  # the tests of this folder share modules
 
 if TYPE_CHECKING:
     from namespaces import MakeSpaces
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give these tests the time that a dozen processes take to start on a busy machine."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")

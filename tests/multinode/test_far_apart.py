@@ -45,7 +45,7 @@ def test_many_far_machines_give_the_same_result_as_one(make_spaces: MakeSpaces, 
 
 def _numbers(hub: Machine) -> Compute:
     def compute() -> dict[str, Any]:
-        finished = hub.start_worker(400, 60, 4).result()
+        finished = hub.start_worker(320, 50, 4).result()
         assert finished["right"]
         return finished
 

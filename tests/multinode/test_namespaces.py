@@ -69,15 +69,15 @@ def far(make_spaces: MakeSpaces) -> Iterator[Spaces]:
 
 def test_ten_machines_are_forty_milliseconds_and_one_in_a_hundred_packets_apart(far: Spaces) -> None:
     with answering(far[0]) as port:
-        for other in far[1:]:
+        for other in far[1::2]:
             answer = ask(other, far[0], port)
             assert answer["connected_s"] >= 0.040, "a round trip takes twice the delay"
         begin = time.monotonic()
-        ask(far[9], far[0], port, size=4_000_000)
+        ask(far[9], far[0], port, size=1_000_000)
         seconds = time.monotonic() - begin
     counters = far.line()
     assert 0.002 < counters["lost"] / (counters["lost"] + counters["packets"]) < 0.03
-    print(f"4 MB there and back in {seconds:.1f} s; {counters}")
+    print(f"1 MB there and back in {seconds:.1f} s; {counters}")
 
 
 def test_a_machine_has_no_way_out_but_the_line(far: Spaces) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from machines import Network, label, machines, wait_until
 from namespaces import MakeSpaces
 
-ROWS = 600
+ROWS = 320
 
 
 def test_a_machine_that_only_dials_out_joins_and_computes_and_outlives_its_orchestrator(

@@ -40,3 +40,15 @@ def test_pipeline_gives_the_ratio_and_where_the_time_went(tmp_path: Path) -> Non
     assert figures["pipeline_s"] >= figures["dispatch_s"] > 0
     assert 0 < figures["ratio"] <= figures["ratio_of_dispatch"]
     assert 0 <= figures["others"] <= 1
+
+
+def test_discovery_gives_each_part_that_was_asked_for_beside_its_goals(tmp_path: Path) -> None:
+    parts = ("--parts", "records,table,blocks", "--nodes", "60", "--rounds", "1")
+    record = bench("discovery", *parts, home=tmp_path / "home")
+    assert record["records"]["verified_per_s"] > 0
+    assert record["table"]["tick_s"] >= record["table"]["ranking_s"] > 0
+    assert record["blocks"]["tls_mb_per_s"] > 0
+    assert record["blocks"]["tls_cpu_ms_per_task"] > 0
+    assert len(record["goals"]) == 4
+    assert "links" not in record
+    assert not (tmp_path / "home").exists(), "a benchmark works in homes of its own"
