@@ -7,6 +7,7 @@ certificate carries exactly one URI, the SPIFFE id of the member in one role
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -274,16 +275,30 @@ def check_client(certificate: bytes, peer: Peer, cas: list[bytes]) -> None:
         raise Unauthenticated("the client certificate is from a CA that is not in the roster")
 
 
+@functools.lru_cache(maxsize=1024)
 def key_identifier(ca: bytes) -> bytes:
-    """Give the key identifier by which certificates name a CA (DER).
+    """Check a CA of the roster (DER), and give the key identifier by which certificates name it.
+
+    Every server reads all of the roster's CAs at once, so that one which TLS cannot read would shut out the others; and
+    by the identifier the guard tells them apart, so that it is its key's own (RFC 5280, 4.2.1.2, method 1).
 
     Raises:
-        InputError: it is no CA certificate.
+        InputError: it is no CA certificate of a P-256 key, signed by itself.
     """
+    parsed = parse_certificate(ca)
     try:
-        return parse_certificate(ca).extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise InputError("a CA's certificate has no key identifier") from error
+        key = parsed.public_key()
+        is_ca = parsed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        identifier = parsed.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        raise InputError("a CA's certificate cannot be read, or has no key identifier") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InputError("the key of a CA is P-256")
+    if not is_ca or not issued_by(parsed, parsed):
+        raise InputError("not the certificate of a CA that has signed it itself")
+    if identifier != x509.SubjectKeyIdentifier.from_public_key(key).digest:
+        raise InputError("a CA's key identifier is not that of its key")
+    return identifier
 
 
 def _client_path(home: Home, role: Role) -> Path:

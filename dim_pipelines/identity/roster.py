@@ -34,8 +34,10 @@ from dim_pipelines.errors import (
     RecordForged,
     RolledBack,
 )
+from dim_pipelines.identity.certificates import key_identifier, server_name
 from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.identity.signatures import sign, verify
+from dim_pipelines.wire.address import Address
 
 DELEGATION_DOMAIN: Final = "dim/delegation/1"
 ROSTER_DOMAIN: Final = "dim/roster/1"
@@ -133,8 +135,11 @@ class RosterView:
         return [member for member in self.members.values() if role in member.roles]
 
     def client_cas(self) -> list[bytes]:
-        """Give DER of the CAs whose client certificates are honoured: those of the orchestrators."""
-        return [member.ca for member in self.with_role("orchestrator") if member.ca is not None]
+        """Give DER of the CAs whose client certificates are honoured: those of the orchestrators.
+
+        One that is none is left out: it must not keep a server from reading the others.
+        """
+        return [each.ca for each in self.with_role("orchestrator") if each.ca is not None and _is_ca(each.ca)]
 
 
 def read_roster(signed: bytes, network: str) -> tuple[Roster, Delegation]:
@@ -225,6 +230,7 @@ def found_network(
 
     Raises:
         InputError: a member cannot be one.
+        ConfigurationError: an address of a member is malformed.
     """
     delegation = delegate(root_key, public_bytes(admission_key), now_ms)
     listed = {ipns_name(member.key): member for member in map(_checked, members)}
@@ -255,6 +261,7 @@ def edit_roster(
 
     Raises:
         InputError: a member cannot be one, or a revoked key is none.
+        ConfigurationError: an address of a member is malformed.
         Forbidden: a key that was revoked is to come back, or the signer may not sign (any more).
     """
     members, revoked = dict(view.members), dict(view.revoked)
@@ -296,7 +303,21 @@ def _checked(member: Member) -> Member:
         raise InputError("only an orchestrator has a CA, a certificate, addresses and doors in the roster")
     if any(der is not None and len(der) > 2048 for der in (member.ca, member.certificate)):
         raise InputError("a certificate in the roster has at most 2 KiB")
+    if member.ca is not None:
+        key_identifier(member.ca)
+    if member.certificate is not None and server_name(member.certificate) != ipns_name(member.key):
+        raise InputError("the server's certificate does not name the member that it is entered for")
+    if any(not Address.parse(each, secure=True).host for each in (*member.addresses, *member.doors)):
+        raise InputError("an address in the roster is HOST:PORT")
     return member
+
+
+def _is_ca(der: bytes) -> bool:
+    try:
+        key_identifier(der)
+    except InputError:
+        return False
+    return True
 
 
 def _sign(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +28,7 @@ from dim_pipelines.domain.roster import (
     SignedRoster,
 )
 from dim_pipelines.errors import (
+    ConfigurationError,
     ContentNotFound,
     DimError,
     Forbidden,
@@ -31,7 +37,11 @@ from dim_pipelines.errors import (
     RecordForged,
     RolledBack,
 )
+from dim_pipelines.identity import roster as roster_module
+from dim_pipelines.identity.certificates import key_identifier
+from dim_pipelines.identity.guard import RosterGuard
 from dim_pipelines.identity.keys import public_bytes
+from dim_pipelines.identity.p256 import build_certificate
 from dim_pipelines.identity.roster import (
     DELEGATION_DOMAIN,
     MAX_BLOCK_BYTES,
@@ -44,11 +54,42 @@ from dim_pipelines.identity.roster import (
     found_network,
 )
 from dim_pipelines.identity.signatures import sign
+from dim_pipelines.wire.access import Peer
 
 ROOT, ADMISSION, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2, 3))
 NETWORK = ipns_name(public_bytes(ROOT))
 NOW = 1_800_000_000_000
 DAY = 86_400_000
+
+
+def ca_certificate(key: Any = None, *, signer: Any = None, identifier: bytes = b"") -> bytes:
+    """DER of a CA; each of the arguments makes one that is none for a roster."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    own = x509.SubjectKeyIdentifier(identifier) if identifier else None
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .add_extension(own or x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .sign(signer or key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
+
+
+def server_certificate(name: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = build_certificate(key, x509.Name([]), key, x509.Name([]), x509.DNSName(name), days=1)
+    return made.public_bytes(serialization.Encoding.DER)
+
+
+CA = ca_certificate()
 
 
 def key(number: int) -> bytes:
@@ -89,8 +130,20 @@ class TestOpening:
             made.member(name(3))
 
     def test_the_cas_are_those_of_orchestrators(self) -> None:
-        made = view(member(1, "orchestrator", ca=b"CA one"), member(2, "orchestrator"), member(3))
-        assert made.client_cas() == [b"CA one"]
+        made = view(member(1, "orchestrator", ca=CA), member(2, "orchestrator"), member(3))
+        assert made.client_cas() == [CA]
+
+    def test_a_ca_that_is_none_shuts_nobody_else_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An older version, or another program, may have signed it."""
+        guard = RosterGuard(view())
+        with monkeypatch.context() as patch:
+            patch.setattr(roster_module, "_checked", lambda member: member)
+            made = view(member(1, "orchestrator", ca=b"CA one"), member(2, "orchestrator", ca=CA), member(3))
+        guard.renew(made)
+        assert made.client_cas() == [CA]
+        guard.check(Peer(NETWORK, "node", name(3), key_identifier(CA)))
+        with pytest.raises(Forbidden, match="no more"):
+            guard.check(Peer(NETWORK, "node", name(3), b"another"))
 
     def test_another_networks_roster_is_refused(self) -> None:
         signed, pages = found_network(OTHER, ADMISSION, [], NOW)
@@ -347,11 +400,26 @@ class TestEditing:
             {"ca": b"CA"},
             {"roles": ("orchestrator",), "addresses": ("127.0.0.1:1",) * 9},
             {"roles": ("orchestrator",), "certificate": bytes(2049)},
+            {"roles": ("orchestrator",), "certificate": b"garbage"},
+            {"roles": ("orchestrator",), "certificate": server_certificate("another")},
+            {"roles": ("orchestrator",), "ca": b"garbage"},
+            {"roles": ("orchestrator",), "ca": server_certificate(ipns_name(key(1)))},
+            {"roles": ("orchestrator",), "ca": ca_certificate(identifier=b"another's")},
+            {"roles": ("orchestrator",), "ca": ca_certificate(ec.generate_private_key(ec.SECP384R1()))},
+            {"roles": ("orchestrator",), "ca": ca_certificate(signer=ec.generate_private_key(ec.SECP256R1()))},
+            {"roles": ("orchestrator",), "addresses": ("unix:/tmp/x",)},
+            {"roles": ("orchestrator",), "doors": ("nowhere",)},
         ],
     )
     def test_who_cannot_be_a_member_is_not_signed_for(self, fields: dict[str, Any]) -> None:
-        with pytest.raises(InputError):
+        with pytest.raises((InputError, ConfigurationError)):
             edited(view(), admit=[member(1).model_copy(update=fields)])
+
+    def test_an_orchestrator_with_a_server_is_signed_for(self) -> None:
+        made = member(
+            1, "orchestrator", ca=CA, certificate=server_certificate(name(1)), addresses=("[::1]:7",), doors=("h:8",)
+        )
+        assert edited(view(), admit=[made]).member(name(1)) == made
 
 
 @settings(max_examples=40)
