@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 _MAX_LOGGED: Final = 1024
 _MAX_REASON: Final = 300
+_NUMBER: Final = re.compile("[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,15 @@ class Gate:
         known = method in METHOD_ROLES  # the label's values are bounded: strangers do not make them up
         self._metrics.refusals.labels(service if known else "", name if known else "", error.code).inc()
         who = who.rpartition(":")[0] if who.startswith(("ipv4:", "ipv6:")) else who  # each connection has another port
-        key = (who, error.message[:_MAX_REASON])
+        reason = error.message[:_MAX_REASON]
+        key = (who, _NUMBER.sub("#", reason))  # "ended 37 s ago" is no other reason than "ended 38 s ago"
         if key in self._logged:
             self._logged.move_to_end(key)
             return
         self._logged[key] = None
         if len(self._logged) > _MAX_LOGGED:
             self._logged.popitem(last=False)
-        log.warning("refused %s: %s", who or "a caller", key[1])
+        log.warning("refused %s: %s", who or "a caller", reason)
 
     @contextmanager
     def watch(self, peer: Peer | None, method: str) -> Iterator[None]:
@@ -207,8 +210,10 @@ def _read(pem: bytes) -> Shown:
         raise Unauthenticated("the client certificate is none of a member") from error
     if len(uris) != 1 or len(list(names)) != 1:  # X509-SVID, section 2: exactly one URI
         raise Unauthenticated("the client certificate does not name exactly one member")
+    if not issuer:  # without it nobody could tell whether its CA is in the roster still
+        raise Unauthenticated("the client certificate does not name the key of its CA")
     return Shown(
-        replace(Peer.parse(uris[0]), issuer=issuer or b""),
+        replace(Peer.parse(uris[0]), issuer=issuer),
         _ms(certificate.not_valid_before_utc),
         _ms(certificate.not_valid_after_utc),
     )

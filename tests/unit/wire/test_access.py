@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -139,6 +143,29 @@ def test_a_certificate_that_is_nobodys_is_no_certificate() -> None:
     assert registry.get_sample_value("dim_rpc_refusals_total", labels) == 2
 
 
+def test_a_certificate_that_does_not_name_its_cas_key_is_refused(tmp_path: Path) -> None:
+    """By that key the guard knows whether the CA is in the roster still."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    uri = x509.UniformResourceIdentifier(Peer("n", "node", "k51").spiffe_id())
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([uri]), True)
+        .add_extension(x509.AuthorityKeyIdentifier(None, [x509.DNSName("ca")], 1), False)
+        .sign(key, hashes.SHA256())
+    )
+    open_gate, _ = gate(Open())
+    auth = {**TLS, "x509_pem_cert": [made.public_bytes(serialization.Encoding.PEM)]}
+    with pytest.raises(Unauthenticated, match="the key of its CA"):
+        open_gate.admit(Call(auth), "/dim.v1.NodeService/DescribeNode")  # type: ignore[arg-type]
+
+
 def test_refusals_are_logged_once_each_whatever_the_port_and_forgotten_in_time(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +176,9 @@ def test_refusals_are_logged_once_each_whatever_the_port_and_forgotten_in_time(
         with pytest.raises(Unauthenticated):
             made.admit(Call(TLS, f"ipv4:10.0.0.9:{port}"), "/dim.v1.NodeService/Work")  # type: ignore[arg-type]
     assert len(caplog.records) == 1
+    for seconds in range(50):
+        made.refused("/a.stranger/came-late", "spiffe://n/node/late", Unauthenticated(f"ended {seconds} s ago"))
+    assert len(caplog.records) == 2
     for number in range(10_000):
         made.refused("/a.stranger/made-this-up", f"spiffe://n/node/{number}", Forbidden("no " + "x" * 10_000))
     assert len(made._logged) == 100
