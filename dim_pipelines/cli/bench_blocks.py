@@ -193,7 +193,7 @@ async def _serve(folder: Path) -> None:
         blocks_pb2_grpc.add_BlockServiceServicer_to_server(servicer, server)
         return [blocks_pb2.DESCRIPTOR.services_by_name["BlockService"].full_name]
 
-    tls = ServerTls(membership.server(), membership.roster.client_cas, membership.guard)
+    tls = ServerTls(membership.server(), lambda: membership.roster.client_cas(), membership.guard)
     secure = SecureListener("127.0.0.1:0", tls)
     server = await RpcServer.start("127.0.0.1:0", register, RpcMetrics(registry), secure=secure)
     print(json.dumps([server.address, server.secure_address]), flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,15 @@ class Other(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     """Another orchestrator: its first words on the roster are wrong."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.again = asyncio.Event()
+        self._asked = False
 
     async def WatchRoster(self, request: Any, context: Any) -> AsyncIterator[orchestrator_pb2.RosterUpdate]:
-        self.asked += 1
-        if self.asked == 1:
+        first, self._asked = not self._asked, True
+        if first:
             yield orchestrator_pb2.RosterUpdate(roster=b"garbage")
+        else:
+            self.again.set()
         await asyncio.Event().wait()
 
     async def WatchNodes(self, request: Any, context: Any) -> AsyncIterator[orchestrator_pb2.NodeState]:
@@ -69,10 +71,9 @@ async def test_an_orchestrator_that_said_garbage_is_asked_again(
     resolver = Resolver(NodeTable(database), follower, None, None)
     following = asyncio.create_task(Peers(follower, follower.client("orchestrator"), resolver).run())
     try:
-        until = time.monotonic() + 60
-        while servicer.asked < 2 and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-        assert servicer.asked == 2 and not following.done()
+        async with asyncio.timeout(60):
+            await servicer.again.wait()
+        assert not following.done()
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
