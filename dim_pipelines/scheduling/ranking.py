@@ -154,8 +154,8 @@ def speed_on(node: NodeDescription, need: Need) -> float | None:
 
 
 def _model(candidate: Candidate, need: Need, _field: _Field) -> float:
-    held = sum(cid in candidate.node.models for cid in need.packages)
-    return held / len(need.packages) if need.packages else UNKNOWN
+    packages = need.packages
+    return sum(map(candidate.node.models.__contains__, packages)) / len(packages) if packages else UNKNOWN
 
 
 def _data(candidate: Candidate, _need: Need, _field: _Field) -> float:
