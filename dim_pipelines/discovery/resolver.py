@@ -23,7 +23,7 @@ from dim_pipelines.discovery.names import MAX_RECORD_BYTES, NameService
 from dim_pipelines.discovery.node_states import RecordRefused, Revoked, Tick
 from dim_pipelines.discovery.node_table import NodeRow, NodeTable
 from dim_pipelines.discovery.polling import PollPlan
-from dim_pipelines.discovery.record import read_node_record
+from dim_pipelines.discovery.record import read_node_record, verify_record
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import (
     ContentUnavailable,
@@ -149,9 +149,10 @@ class Resolver:
         """Let time pass: records end, and members are revoked."""
         now, roster = self._now_ms(), self._membership.roster
         if roster is not self._swept:
-            for row in await asyncio.to_thread(self._table.rows, ("SEEN", "VERIFIED", "ELIGIBLE", "SUSPECT")):
-                if (why := _no_node(roster, row.name)) is not None:
-                    await self._apply(row.name, Revoked(why), now)
+            async with self._turn:  # a record that is being judged by an older roster stands before this looks
+                for row in await asyncio.to_thread(self._table.rows, ("SEEN", "VERIFIED", "ELIGIBLE", "SUSPECT")):
+                    if (why := _no_node(roster, row.name)) is not None:
+                        await self._apply(row.name, Revoked(why), now)
             self._swept = roster
         for name in await asyncio.to_thread(self._table.ended, now):
             await self._apply(name, Tick(self._since_ms), now)
@@ -184,11 +185,12 @@ class Resolver:
         self._waiting += 1
         try:
             async with self._turn:
-                return await self._judge(name, raw)
+                return await self._judge(name, raw, trusted=bringer in ("", name))
         finally:
             self._waiting -= 1
 
-    async def _judge(self, name: str, raw: bytes) -> tuple[NodeRow, str]:
+    async def _judge(self, name: str, raw: bytes, *, trusted: bool) -> tuple[NodeRow, str]:
+        """Judge a record in turn; why it is refused is kept where the node has said it, or a trusted bringer."""
         now, roster = self._now_ms(), self._membership.roster
         member = roster.member(name)
         row = await asyncio.to_thread(self._table.row, name)
@@ -202,8 +204,9 @@ class Resolver:
                 return row, "duplicate"
             fresh = await asyncio.to_thread(self._table.offer, record, member, now)
         except (DiscoveryError, InputError) as error:
-            await asyncio.to_thread(self._table.see, name, member, now)
-            await self._apply(name, RecordRefused(error.message), now)
+            if trusted or _is_signed(raw, name):  # what anybody made up is told to who brings it, and nobody else
+                await asyncio.to_thread(self._table.see, name, member, now)
+                await self._apply(name, RecordRefused(error.message), now)
             raise
         if row is None or fresh.change != row.change:
             self._wake(name)
@@ -264,6 +267,14 @@ class Resolver:
     def _wake(self, name: str) -> None:
         for wake in self._wakes:
             wake(name)
+
+
+def _is_signed(raw: bytes, name: str) -> bool:
+    try:
+        verify_record(raw, name)
+    except (DiscoveryError, InputError):
+        return False
+    return True
 
 
 def _no_node(roster: RosterView, name: str) -> str | None:

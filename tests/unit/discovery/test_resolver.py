@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,6 +165,53 @@ async def test_the_reason_of_a_refusal_is_seen_of_a_node_that_has_no_record_yet(
         await resolver.offer(node.name, world.record(node, at_ms=world.clock.ms + 600_000), "announce")
     row = world.table.row(node.name)
     assert row is not None and row.state == "SEEN" and "future" in row.reason
+
+
+async def test_what_somebody_made_up_about_a_node_is_not_said_of_it(world: World) -> None:
+    """A member announces garbage under another's name: of that node nothing changes, be it unknown or SEEN."""
+    node, resolver = world.node(), world.resolver()
+    forged = (tampered(world.record(node)), b"garbage", world.record(world.node("another")))
+    for raw in forged:
+        with pytest.raises(RecordForged):
+            await resolver.offer(node.name, raw, "bus", "bus:somebody")
+    assert world.table.row(node.name) is None
+    with pytest.raises(RecordExpired):  # its own word, whoever brings it
+        await resolver.offer(node.name, world.record(node, at_ms=world.clock.ms - 600_000), "bus", "bus:somebody")
+    seen = world.table.row(node.name)
+    assert seen is not None and seen.state == "SEEN" and "expired" in seen.reason
+    for raw in forged:
+        with pytest.raises(RecordForged):
+            await resolver.offer(node.name, raw, "announce", "an orchestrator")
+    assert world.table.row(node.name) == seen
+    with pytest.raises(RecordForged):  # a node that cannot make records is told so where its owner looks
+        await resolver.offer(node.name, b"garbage", "announce", node.name)
+    row = world.table.row(node.name)
+    assert row is not None and row.reason != seen.reason
+
+
+async def test_a_record_that_is_judged_while_its_node_is_revoked_does_not_bring_it_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, resolver = world.node(), world.resolver()
+    judged = asyncio.Event()
+    taken, offer = threading.Event(), resolver._table.offer
+
+    def slowly(*said: Any) -> Any:
+        loop.call_soon_threadsafe(judged.set)
+        assert taken.wait(60)
+        return offer(*said)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(resolver._table, "offer", slowly)
+    offering = asyncio.create_task(resolver.offer(node.name, world.record(node), "announce", node.name))
+    await asyncio.wait_for(judged.wait(), 60)
+    world.network.revoke(node.name, "stolen")
+    ticking = asyncio.create_task(resolver.tick())
+    await asyncio.sleep(0.05)
+    taken.set()
+    await asyncio.wait_for(asyncio.gather(offering, ticking), 60)
+    row = world.table.row(node.name)
+    assert row is not None and (row.state, row.reason) == ("GONE", "revoked: stolen")
 
 
 async def test_a_stranger_and_a_member_that_is_no_node_get_no_row(world: World) -> None:
