@@ -17,6 +17,7 @@ from dim_pipelines.content.store import ContentStore
 from dim_pipelines.discovery.names import NameService
 from dim_pipelines.discovery.roster_hints import ROSTER, read_roster_hint
 from dim_pipelines.discovery.roster_record import fetch_roster
+from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import ContentNotFound, DimError, NodeUnreachable, RolledBack
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.node.contacts import CALL_S, Contact, Contacts
@@ -99,9 +100,14 @@ class RosterFollower:
         raise NodeUnreachable("no orchestrator gives the roster")
 
     async def take_hints(self, bus: Bus) -> None:
-        """Ask for the roster when the bus says that there is a newer one, until cancelled."""
+        """Ask for the roster when an orchestrator says on the bus that there is a newer one, until cancelled.
+
+        Of others a hint is not taken: one member could have all nodes ask the orchestrators, as often as it likes.
+        """
         async with bus.subscribe(ROSTER) as hints:
             async for hint in hints:
+                if ipns_name(hint.sender) not in {each.name for each in self._contacts.order()}:
+                    continue
                 try:
                     version, _ = read_roster_hint(hint.body)
                     if version > self._keeper.version:

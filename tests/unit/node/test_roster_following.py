@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dim_pipelines.bus.memory import MemoryBus
 from dim_pipelines.content.memory import MemoryContentStore
@@ -20,7 +21,9 @@ from dim_pipelines.discovery.memory_names import MemoryNameService
 from dim_pipelines.discovery.roster_hints import ROSTER, write_roster_hint
 from dim_pipelines.discovery.roster_record import make_root_record, publish_roster
 from dim_pipelines.domain.cid import DAG_CBOR, Cid
+from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import NodeUnreachable
+from dim_pipelines.identity.keys import public_bytes
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.identity.roster import RosterView
 from dim_pipelines.node import roster_following
@@ -192,19 +195,25 @@ async def test_a_hint_asks_whoever_answers_once(home: Home) -> None:
 async def test_a_hint_on_the_bus_leads_to_the_newer_roster_and_rubbish_to_nothing(home: Home) -> None:
     home.made.join("a", "user")
     newest = home.made.roster
-    follower = RosterFollower(MembershipKeeper(home.node), Told(Orchestrator("a", deque([[update(newest)]]))))
-    bus = MemoryBus(home.made.id, home.made.key)
+    told = Orchestrator(ipns_name(public_bytes(home.made.key)), deque([[update(newest)]]))
+    follower = RosterFollower(MembershipKeeper(home.node), Told(told))
+    bus, another = MemoryBus(home.made.id, home.made.key), MemoryBus(home.made.id, Ed25519PrivateKey.generate())
     task = asyncio.create_task(follower.take_hints(bus))
     try:
         await asyncio.sleep(0)
         await bus.publish(ROSTER, b"rubbish")
         cid = Cid.of(DAG_CBOR, newest.signed)
+        await another.publish(ROSTER, write_roster_hint(newest.version + 1, cid))  # it is no orchestrator
+        await asyncio.sleep(0)
+        assert not told.asked
         await bus.publish(ROSTER, write_roster_hint(newest.version, cid))
         await home.until(lambda: home.node.roster.version == newest.version)
+        assert len(told.asked) == 1
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await bus.close()
+        await another.close()
 
 
 async def test_the_roster_is_found_by_the_networks_name_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
