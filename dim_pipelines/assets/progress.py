@@ -71,4 +71,6 @@ def line(progress: Progress, seconds: float) -> str:
     )
     if progress.retries:
         text += f", {progress.retries:,} retries"
-    return f"{text}; shards per node: {nodes}" if nodes else text
+    if nodes:
+        text += f"; shards per node: {nodes}"
+    return f"{text}; {progress.waits}" if progress.waits else text

@@ -165,6 +165,20 @@ class Bar:
         self.what = what
         self.screen = screen
         self._next = time.monotonic() + _PLAIN_PROGRESS_S
+        self._why, self._say_again = "", 0.0
+
+    def wait(self, why: str) -> None:
+        """Say at once why nothing goes on; empty: it does. The same is not said twice, and nothing all the time."""
+        now = time.monotonic()
+        if why and why != self._why and now >= self._say_again:
+            self._why, self._say_again = why, now + _PLAIN_PROGRESS_S
+            self._next = now + _PLAIN_PROGRESS_S
+            self._print(f"{self.what}: {why}")
+        elif not why and self._why:
+            self._why, self._say_again = "", 0.0
+
+    def _print(self, text: str) -> None:
+        self.screen.say(text)
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """Say how far it is: `done` of `total` (None: not known), and a few words beside it."""
@@ -179,6 +193,9 @@ class _LiveBar(Bar):
         super().__init__(what, screen)
         self._live = live
         self._task = live.add_task(what, total=None, note="")
+
+    def _print(self, text: str) -> None:
+        self._live.console.print(text, markup=False, highlight=False)  # above the bar
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         self._live.update(self._task, completed=done, total=total, note=f"{_count(done, total)} {note}".strip())

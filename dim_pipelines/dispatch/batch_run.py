@@ -93,6 +93,7 @@ class BatchRun:
         self._assignment: Assignment | None = None
         self._listener: ProgressListener | None = None
         self._told = 0.0
+        self._waits = ""
         self.schema: pa.Schema | None = None
         self.considered: tuple[Explained, ...] = ()
         self.computed_rows = 0
@@ -110,7 +111,13 @@ class BatchRun:
     def progress(self) -> Progress:
         """Say how far the batch is."""
         return Progress(
-            len(self._done), len(self._inputs), self._rows_done, self._rows, self.retries, dict(self._nodes)
+            len(self._done),
+            len(self._inputs),
+            self._rows_done,
+            self._rows,
+            self.retries,
+            dict(self._nodes),
+            self._waits,
         )
 
     async def settle(self) -> None:
@@ -156,6 +163,7 @@ class BatchRun:
             ahead=AHEAD_SHARDS if small else AHEAD_LARGE_SHARDS,
             patience_s=pool.patience_s,
         )
+        dispatcher.on_waits = self._tell_waits
         watch = PoolWatch(pool, dispatcher, need, batch=self._batch.id, swarm=self._store.swarm, weights=weights)
         await watch.begin(looked)
         if listener is not None:
@@ -186,10 +194,16 @@ class BatchRun:
         self._done.add(done.shard, done.output, done.rows, done.node)
         self._rows_done += done.rows
         self.computed_rows += done.rows
+        self._waits = ""
         self._nodes[done.node] = self._nodes.get(done.node, 0) + 1
         now = time.monotonic()
         if self._listener is not None and now - self._told >= PROGRESS_S:
             self._told = now
+            self._listener(self.progress())
+
+    def _tell_waits(self, waits: str) -> None:
+        self._waits = waits
+        if self._listener is not None:
             self._listener(self.progress())
 
     async def _known_schema(self) -> pa.Schema | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Final
@@ -26,6 +26,7 @@ NODES_HINT: Final = "see that the nodes run and that they offer what the model n
 PATIENCE_S: Final = 5.0
 """Seconds for which a batch without a node that can take it asks again one that does not answer."""
 _ASK_AGAIN_S: Final = 0.5
+_MOST_NODES: Final = 5
 
 
 def need_of(spec: BatchSpec, models: Sequence[ModelPackage], owner: str, max_shard_bytes: int = 0) -> Need:
@@ -62,10 +63,15 @@ async def read_need(
     return need_of(spec, models, owner, await file_size(store, inputs.cid(0)) if len(inputs) else 0)
 
 
-async def ask_nodes(pool: NodePool, need: Need) -> list[PoolNode]:
+async def ask_nodes(pool: NodePool, need: Need, waits: Callable[[str], None] | None = None) -> list[PoolNode]:
     """Look at the pool; while no node can take the work and one may soon, look again, within the pool's patience.
 
     A node that is being restarted answers again within seconds, and a batch whose only node it is should not fail.
+
+    Args:
+        pool: the nodes.
+        need: the work.
+        waits: is told why the batch waits, each time; see `describe_wait`.
     """
     deadline = time.monotonic() + (PATIENCE_S if pool.patience_s is None else pool.patience_s)
     while True:
@@ -73,7 +79,23 @@ async def ask_nodes(pool: NodePool, need: Need) -> list[PoolNode]:
         hope = pool.grows or any(node.presence is Presence.DOUBTFUL for node in looked)
         if not hope or not all(reasons_against(node, need) for node in looked) or time.monotonic() > deadline:
             return looked
+        if waits is not None:
+            waits(describe_wait({node.name: ", ".join(reasons_against(node, need)) for node in looked}))
         await asyncio.sleep(_ASK_AGAIN_S)
+
+
+def describe_wait(reasons: Mapping[str, str]) -> str:
+    """Say in one line what a batch without a node waits for.
+
+    Args:
+        reasons: node name → why it is not used.
+    """
+    if not reasons:
+        return "waits for a node: none is known"
+    listed = sorted(reasons.items())
+    shown = [f"{name}: {why}" for name, why in listed[:_MOST_NODES]]
+    more = len(listed) - len(shown)
+    return "waits for a node: " + "; ".join([*shown, *([f"and {more} more"] if more else [])])
 
 
 def bound_to(need: Need, numerics: str) -> Need:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
+from dim_pipelines.dispatch.candidates import describe_wait
 from dim_pipelines.dispatch.node_link import LOST_S, SUSPECT_S, NodeLink, Recruit, is_waiting
 from dim_pipelines.dispatch.tallies import Tallies
 from dim_pipelines.dispatch.transfer import DataPath
@@ -23,6 +24,8 @@ PATIENCE_S: Final = 5.0
 """Seconds that a batch without a working node waits for one to come back."""
 _TICK_S: Final = 0.25
 _LATE_S: Final = 1.0
+_SAY_S: Final = 2.0
+"""Seconds without a node that computes after which the batch says what it waits for."""
 _NODES_HINT: Final = "see that the nodes run: dim node start; what is finished is kept: dim resume"
 _TRUST_HINT: Final = "let the node trust the key that it names: dim node start --trust KEY"
 
@@ -83,6 +86,9 @@ class Dispatcher:
         self._silent: tuple[str, ...] = ()
         self.tallies = Tallies()
         self.on_lost: Callable[[str, str], None] | None = None
+        self.on_waits: Callable[[str], None] | None = None
+        self._working_at = time.monotonic()
+        self._waits = ""
         self._row_errors: dict[int, RowError] = {}
         self._ended: asyncio.Future[None] | None = None
 
@@ -100,7 +106,7 @@ class Dispatcher:
         if not self.assignment.remaining:
             return
         self._ended = asyncio.get_running_loop().create_future()
-        self._hoped_at = time.monotonic()
+        self._hoped_at = self._working_at = time.monotonic()
         for link in self._links.values():
             self._start(link.run())
         self._start(self._watch())
@@ -226,6 +232,7 @@ class Dispatcher:
             for link in self._links.values():
                 if link.silent_for(now) >= LOST_S:
                     link.lose(f"it has been silent for {link.silent_for(now):.0f} s")
+            self._tell_waits(now)
             self._check_hope(now)
             self._wake_all()
 
@@ -235,10 +242,27 @@ class Dispatcher:
             return
         if self._may_come and now - self._hoped_at < self._patience:
             return
-        met = {name: link.error.message for name, link in self._links.items() if link.error is not None}
-        reasons = {**self._absent, **met}
+        reasons = self._reasons()
         forbidden = any(isinstance(link.error, AccessError) for link in self._links.values())
         self.stop(NoFeasibleNode(reasons=reasons, hint=_TRUST_HINT if forbidden else _NODES_HINT))
+
+    def _reasons(self) -> dict[str, str]:
+        met = {name: link.error.message for name, link in self._links.items() if link.error is not None}
+        return {**self._absent, **met}
+
+    def _tell_waits(self, now: float) -> None:
+        """Tell why no node computes, when that has lasted or is different; and that one does again."""
+        if any(link.is_open and link.name not in self._silent for link in self._links.values()):
+            self._working_at = now
+        waits = ""
+        if now - self._working_at >= _SAY_S:
+            opening = {name: "it is getting ready" for name, link in self._links.items() if not link.ended}
+            silent = dict.fromkeys(self._silent, "it is silent")
+            waits = describe_wait({**opening, **self._reasons(), **silent})
+        if waits != self._waits:
+            self._waits = waits
+            if self.on_waits is not None:
+                self.on_waits(waits)
 
     def _is_hopeful(self, link: NodeLink, now: float) -> bool:
         """Tell whether a node computes, or will as far as anybody can tell."""

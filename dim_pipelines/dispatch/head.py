@@ -80,7 +80,12 @@ class BatchHead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a batch is; given at most ten times a second, and once at the end."""
+    """How far a batch is; given at most ten times a second, and once at the end.
+
+    Attributes:
+        nodes: node name → shards that are done there.
+        waits: why nothing is computed at the moment, node by node; empty while a node works.
+    """
 
     shards_done: int
     shards: int
@@ -88,6 +93,7 @@ class Progress:
     rows: int
     retries: int
     nodes: dict[str, int] = field(default_factory=dict)
+    waits: str = ""
 
 
 @dataclass(frozen=True, slots=True)

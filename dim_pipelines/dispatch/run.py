@@ -21,7 +21,7 @@ from dim_pipelines.content.store import Block, ContentStore, Pin, batch_pin, res
 from dim_pipelines.dispatch.batch_run import BatchRun
 from dim_pipelines.dispatch.candidates import ask_nodes, bound_to, choose_class, read_need
 from dim_pipelines.dispatch.done_shards import DoneShards
-from dim_pipelines.dispatch.head import Batch, BatchHead, Finished, Head, ProgressListener
+from dim_pipelines.dispatch.head import Batch, BatchHead, Finished, Head, Progress, ProgressListener
 from dim_pipelines.dispatch.node_pool import NodePool, PoolNode
 from dim_pipelines.dispatch.past import read_past
 from dim_pipelines.dispatch.shard_inputs import ShardInputs
@@ -110,12 +110,17 @@ async def _run(
         inputs.append(cid, rows)
     need = await read_need(batch.spec, models, pool.owner_of(batch.owner), inputs, store)
     looked: list[PoolNode] | None = None
+
+    def waits(why: str) -> None:
+        if progress is not None:
+            progress(Progress(0, len(inputs), 0, root.rows, 0, waits=why))
+
     if batch.spec.numerics == ANY:
         numerics = ANY
     elif taken.numerics is not None:
         numerics = taken.numerics
     else:
-        looked = await ask_nodes(pool, need)
+        looked = await ask_nodes(pool, need, waits)
         numerics = choose_class(looked, need)
     if numerics != taken.numerics:
         await asyncio.to_thread(head.keep_numerics, batch.id, taken.epoch, numerics)
@@ -127,7 +132,7 @@ async def _run(
     computing = time.monotonic()
     if resumed < len(inputs):
         if looked is None:
-            looked = await ask_nodes(pool, bound_to(need, numerics))
+            looked = await ask_nodes(pool, bound_to(need, numerics), waits)
         await run_.dispatch(pool, bound_to(need, numerics), looked, key, progress, weights or Weights())
     else:
         await run_.settle()

@@ -188,9 +188,14 @@ async def test_a_batch_waits_for_its_first_node(make: Make) -> None:
     pool = pool_of(a, grows=True, patience_s=60.0)
     pool.hidden = {a.address}
     running = asyncio.create_task(bench.run(pool=pool))
-    await until(lambda: pool.looks >= 2)
+    await until(lambda: bench.progress)
+    assert bench.progress[-1].waits == "waits for a node: none is known"
+    pool.standings[a.address] = DOUBTFUL
     pool.hidden = set()
+    await until(lambda: "waits for a node: a: " in bench.progress[-1].waits)
+    del pool.standings[a.address]
     await bench.check(await running)
+    assert bench.progress[-1].waits == ""
 
 
 async def test_a_batch_whose_last_node_left_waits_for_another_then_says_who_is_missing(make: Make) -> None:
@@ -203,8 +208,10 @@ async def test_a_batch_whose_last_node_left_waits_for_another_then_says_who_is_m
     await until(lambda: a.opened)
     pool.standings[a.address] = GONE
     await a.left.wait()
+    await until(lambda: bench.progress[-1].waits.startswith("waits for a node: a: "))
     pool.hidden = set()
     await bench.check(await running)
+    assert bench.progress[-1].waits == ""
     bench.head.rows["b1"].head = None
     short = pool_of(a, b, grows=True, patience_s=0.5)
     short.standings[b.address] = LEAVING

@@ -26,6 +26,12 @@ def test_an_empty_batch_is_complete() -> None:
     assert line(Progress(0, 0, 0, 0, 0), 0.0) == "0 of 0 shards (100 %), 0 of 0 rows, 0 rows/s"
 
 
+def test_a_batch_that_waits_says_for_what() -> None:
+    assert line(Progress(0, 2, 0, 8, 0, waits="waits for a node: a: it is down"), 1.0) == (
+        "0 of 2 shards (0 %), 0 of 8 rows, 0 rows/s; waits for a node: a: it is down"
+    )
+
+
 def test_many_updates_are_one_line_and_the_last_one_is_written() -> None:
     lines: list[str] = []
     with ProgressLog(lines.append, interval_s=60) as log:

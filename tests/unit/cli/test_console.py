@@ -97,6 +97,20 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert capsys.readouterr().err == "computing: 2/9 rows\n"
 
 
+def test_what_is_waited_for_is_said_at_once_and_not_all_the_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dim_pipelines.cli.console.time.monotonic", lambda: now[0])
+    with Screen().progress("computing") as bar:
+        for why in ("waits: a is down", "waits: a is down", "waits: b is down", "", "waits: a is down"):
+            bar.wait(why)
+        now[0] += 11
+        bar.wait("waits: b is down")
+    first, lasting = "computing: waits: a is down\n", "computing: waits: b is down\n"
+    assert capsys.readouterr().err == first + first + lasting
+
+
 def test_a_table_has_its_columns_and_rows(capsys: pytest.CaptureFixture[str]) -> None:
     Screen().table(("name", "version"), [("digits", "1")], {})
     out = capsys.readouterr().out
