@@ -12,6 +12,8 @@ from dim_pipelines.dispatch.node_pool import NodePool
 from dim_pipelines.dispatch.open_pool import NETWORK, open_pool
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.orchestrator.running import find_running
+from dim_pipelines.orchestrator.survey import Survey
+from dim_pipelines.resources.content_store import resolve_ipfs
 from dim_pipelines.resources.portal import process_portal
 from dim_pipelines.settings import Home
 
@@ -44,11 +46,14 @@ class NodePoolResource(dg.ConfigurableResource[NodePool]):
         """Make the pool in the process's loop, where its channels live; close them when the run ends."""
         portal, home = process_portal(), Home.at()
         addresses = [NETWORK] if uses_network(home, self.named()) else self.resolve()
-        pool = portal.call(open_pool(home, addresses))
+        survey = Survey.of(home, resolve_ipfs("")) if addresses == [NETWORK] else None
+        pool = portal.call(open_pool(home, addresses, survey.look_where_nobody_does if survey else None))
         try:
             yield pool
         finally:
             portal.call(pool.close())
+            if survey is not None:
+                portal.call(survey.close())
 
 
 def named_nodes(configured: Sequence[str]) -> list[str]:

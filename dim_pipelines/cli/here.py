@@ -109,7 +109,7 @@ async def run_here(
         if starting is not None:
             with screen.progress("starting the node"):
                 nodes = [node.address for node in await starting]
-        finished = await _compute(row, models, home, batches, store, nodes, screen)
+        finished = await _compute(row, models, home, batches, store, ipfs, nodes, screen)
     finally:
         if starting is not None:
             starting.cancel()
@@ -147,20 +147,24 @@ async def _compute(
     home: Home,
     batches: Batches,
     store: ContentStore,
+    ipfs: str,
     nodes: Sequence[str],
     screen: Screen,
 ) -> Finished:
     from dim_pipelines.dispatch.open_pool import open_pool, read_weights
     from dim_pipelines.dispatch.run import run
     from dim_pipelines.identity.keys import load_or_create_key
+    from dim_pipelines.orchestrator.survey import Survey
 
     assert row.dataset is not None
     weights = read_weights(home)
-    pool = await open_pool(home, nodes)
+    survey = await asyncio.to_thread(Survey.of, home, ipfs)
+    pool = await open_pool(home, nodes, survey.look_where_nobody_does if survey else None)
     try:
         with screen.progress("computing") as bar:
 
             def show(progress: Progress) -> None:
+                bar.wait(progress.waits)
                 bar.update(progress.rows_done, progress.rows, f"rows, {progress.shards_done}/{progress.shards} shards")
 
             return await run(
@@ -180,6 +184,8 @@ async def _compute(
             )
     finally:
         await pool.close()
+        if survey is not None:
+            await survey.close()
 
 
 async def _join(row: BatchRow, finished: Finished, store: ContentStore, output: Path, screen: Screen) -> None:

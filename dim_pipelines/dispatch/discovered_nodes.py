@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, ParamSpec, TypeVar
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
 
 from dim_pipelines.discovery.node_table import NodeRow, NodeTable
 from dim_pipelines.discovery.record import NodeRecord
@@ -31,11 +31,15 @@ PATIENCE_S: Final = 60.0
 """How long a batch waits for a node: a record is published every 60 s where hints do not come through."""
 _REACH_S: Final = 2.0
 """How long each of several endpoints has to take a connection, in seconds."""
+SEARCH_S: Final = 5.0
+"""How long a search for nodes may take, and how long after one has begun the next one may, in seconds."""
 LOCAL_OWNER: Final = "local"
 """The owner of batches that were submitted before a network existed, or without naming a member."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Search = Callable[[float], Coroutine[Any, Any, str]]
+"""Looks for nodes, within the seconds given, keeps what it finds in the table, and says in a line what came of it."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +59,16 @@ class DiscoveredNodes(NodePool):
     patience_s = PATIENCE_S
     grows = True
 
-    def __init__(self, table: NodeTable, membership: Membership, reputations: ReputationTable) -> None:
+    def __init__(
+        self, table: NodeTable, membership: Membership, reputations: ReputationTable, search: Search | None = None
+    ) -> None:
         """Use the nodes of a table; nothing connects yet.
+
+        Args:
+            table: the nodes.
+            membership: this home's.
+            reputations: of the nodes.
+            search: begun while the table has no node that takes work, because perhaps nobody keeps it; None: not.
 
         Raises:
             ConfigurationError: this home has no client certificate as a run host.
@@ -65,6 +77,9 @@ class DiscoveredNodes(NodePool):
         self.network = membership.network
         self._table, self._membership, self._reputations = table, membership, reputations
         self._keys = membership.client("run_host")
+        self._search = search
+        self._searching: asyncio.Task[None] | None = None
+        self._searched_at = -SEARCH_S
         self._rows: dict[str, NodeRow] = {}
         self._change = 0
         self._open: dict[str, tuple[object, NodeClient]] = {}
@@ -93,7 +108,24 @@ class DiscoveredNodes(NodePool):
         for row in changed:
             self._rows[row.name] = row
             self._change = max(self._change, row.change)
-        return [self._stand(row) for row in self._rows.values()]
+        looked = [self._stand(row) for row in self._rows.values()]
+        if all(each.presence is not Presence.READY for each in looked):
+            self._begin_search()
+        return looked
+
+    def _begin_search(self) -> None:
+        now = time.monotonic()
+        if self._search is not None and self._searching is None and now - self._searched_at >= SEARCH_S:
+            self._searched_at = now
+            self._searching = asyncio.create_task(self._search_with(self._search))
+
+    async def _search_with(self, search: Search) -> None:
+        try:
+            _log.info("no node takes work; looked for some: %s", await search(SEARCH_S))
+        except DimError as error:
+            _log.warning("no nodes could be looked for: %s", error)
+        finally:
+            self._searching = None
 
     def _read(self) -> list[NodeRow]:
         self._membership.reload()
@@ -193,6 +225,9 @@ class DiscoveredNodes(NodePool):
 
     async def close(self) -> None:
         """Close all channels and tunnels."""
+        if self._searching is not None:
+            self._searching.cancel()
+            await asyncio.wait([self._searching])
         clients = [client for _, client in self._open.values()]
         self._open.clear()
         await asyncio.gather(*(client.close() for client in clients))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dim_pipelines.database.engine import open_database
 from dim_pipelines.discovery.node_table import NodeTable
 from dim_pipelines.discovery.reputation_table import ReputationTable
-from dim_pipelines.dispatch.discovered_nodes import DiscoveredNodes
+from dim_pipelines.dispatch.discovered_nodes import DiscoveredNodes, Search
 from dim_pipelines.dispatch.local_nodes import find_local_nodes
 from dim_pipelines.dispatch.node_pool import NodePool
 from dim_pipelines.errors import ConfigurationError
@@ -20,13 +20,14 @@ NETWORK = "network"
 """In the place of addresses: the nodes of the home's network, and no others."""
 
 
-async def open_pool(home: Home, addresses: Sequence[str] = ()) -> NodePool:
+async def open_pool(home: Home, addresses: Sequence[str] = (), search: Search | None = None) -> NodePool:
     """Open the pool that a home's runs use; the caller closes it.
 
     Args:
         home: the home.
         addresses: where nodes listen, or the one word `network`. Left out: the nodes of the home's network where it
             runs batches for one, else the live nodes of this home.
+        search: how nodes of the network are looked for while none is known that takes work.
 
     Raises:
         ConfigurationError: an address is wrong, or `network` was said and this home runs batches for none.
@@ -36,7 +37,7 @@ async def open_pool(home: Home, addresses: Sequence[str] = ()) -> NodePool:
     discovered = await asyncio.to_thread(_discovered, home)
     if discovered is not None:
         table, membership, reputations = discovered
-        return DiscoveredNodes(table, membership, reputations)
+        return DiscoveredNodes(table, membership, reputations, search)
     if addresses:
         raise ConfigurationError(
             "this home runs batches for no network", hint="dim network init, or ask its operator for the role run_host"

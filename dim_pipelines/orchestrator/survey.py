@@ -11,8 +11,9 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
+from dim_pipelines.database.engine import open_database
 from dim_pipelines.discovery.names import NameService
 from dim_pipelines.discovery.node_states import STATES
 from dim_pipelines.discovery.node_table import NodeTable
@@ -22,8 +23,10 @@ from dim_pipelines.domain.roster import Role
 from dim_pipelines.errors import ConfigurationError, DimError
 from dim_pipelines.identity.certificates import ClientCertificate
 from dim_pipelines.identity.membership import Membership
+from dim_pipelines.orchestrator.meeting_point import find_orchestrator
 from dim_pipelines.orchestrator.peers import Peers
 from dim_pipelines.orchestrator.prober import Prober
+from dim_pipelines.settings import Home
 
 LOOK_S: Final = 4.0
 """How long nodes are watched at least: two health checks of one that hangs fit in."""
@@ -49,6 +52,22 @@ class Survey:
         self._resolver: Resolver | None = None
         self._names: NameService | None = None
         self._soon: Callable[[str], None] = _nothing
+
+    @classmethod
+    def of(cls, home: Home, ipfs: str) -> Self | None:
+        """Make that of a home's network; None where the home is in none.
+
+        Raises:
+            ConfigurationError: the database or the membership cannot be read.
+        """
+        membership = Membership.load(home)
+        return None if membership is None else cls(membership, NodeTable(open_database(home.database_url)), ipfs)
+
+    async def look_where_nobody_does(self, timeout_s: float) -> str:
+        """Look as `look` does, unless an orchestrator that runs in this home does so all the time."""
+        if find_orchestrator(self._membership.home) is not None:
+            return "the orchestrator that runs here knows of none"
+        return await self.look(timeout_s)
 
     async def look(self, timeout_s: float) -> str:
         """Look for at most so many seconds, and give what came of it, one line.

@@ -16,11 +16,14 @@ from dim_pipelines.database.engine import Database, open_database
 from dim_pipelines.discovery.node_table import NodeTable
 from dim_pipelines.discovery.open_names import open_names
 from dim_pipelines.discovery.record import make_node_record
+from dim_pipelines.dispatch.open_pool import open_pool
 from dim_pipelines.domain.advertisement import Advertisement, RecordFields
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.identity.membership import Membership
+from dim_pipelines.orchestrator.meeting_point import OrchestratorAddress
 from dim_pipelines.orchestrator.survey import Survey
+from dim_pipelines.scheduling.attendance import Presence
 from dim_pipelines.settings import Home
 from dim_pipelines.telemetry.metrics import RpcMetrics
 from dim_pipelines.testing.networks import MadeNetwork
@@ -104,6 +107,30 @@ async def test_a_node_is_found_by_name_and_asked_and_its_end_is_noticed(place: P
     state, reason = place.state()
     assert (state, reason.split(":")[0]) == ("SUSPECT", "it does not answer health checks")
     await survey.close()
+
+
+async def test_a_batch_for_which_nobody_keeps_the_table_looks_itself(place: Place) -> None:
+    survey = Survey.of(place.home, "embedded")
+    assert survey is not None
+    pool = await open_pool(place.home, ["network"], survey.look_where_nobody_does)
+    async with _answering(place.node) as address:
+        await place.publish(address)
+        async with asyncio.timeout(60):
+            while not (looked := await pool.look()) or looked[0].presence is not Presence.READY:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert (looked[0].id, looked[0].state) == (place.node.name, "ELIGIBLE")
+    await pool.close()
+    await survey.close()
+
+
+async def test_where_an_orchestrator_runs_it_alone_looks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = OrchestratorAddress(1, "name", place.network.id, "127.0.0.1:1", "127.0.0.1:2")
+    monkeypatch.setattr("dim_pipelines.orchestrator.survey.find_orchestrator", lambda home: here)
+    await place.publish("127.0.0.1:1")
+    survey = place.survey()
+    assert await survey.look_where_nobody_does(5) == "the orchestrator that runs here knows of none"
+    assert place.state() == ("", "")
+    assert Survey.of(Home.at(place.home.root / "none"), "embedded") is None
 
 
 async def test_a_node_that_nothing_listens_for_is_not_eligible(place: Place) -> None:
