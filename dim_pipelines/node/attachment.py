@@ -113,6 +113,11 @@ class Attachment:
         """How it stands."""
         return AttachmentState(self.attached_to, self._label, self._since_ms, len(self._tunnels), self._error)
 
+    async def unused(self) -> None:
+        """Wait until no tunnel is open."""
+        while self._tunnels:
+            await asyncio.wait(set(self._tunnels))
+
     async def run(self) -> None:
         """Attach, answer, and attach anew, until cancelled; then the tunnels end, too."""
         pause, avoided = _PAUSES[0], ""

@@ -53,6 +53,8 @@ OWNER: Final = "local"
 """Whom a node belongs to before a network says so."""
 FAREWELL_S: Final = 2.0
 """How long a draining node tries to say so, in seconds."""
+TUNNELS_S: Final = 3600.0
+"""How long tunnels that are in use are kept when the node is reached directly again, in seconds."""
 SERVER_LOOK_S: Final = 6 * 3600.0
 """How often the server's certificate is looked at, in seconds: it is made anew 30 days before its end."""
 _REVIVE_S: Final = 5.0
@@ -154,6 +156,7 @@ class NodeNetwork:
             changed=self.changed,
         )
         self._attached: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         silence = membership.on_roster(self._took_roster)
         self._check_membership()
         parts = {
@@ -170,8 +173,7 @@ class NodeNetwork:
             yield
         finally:
             silence()
-            if self._attached:
-                tasks.append(self._attached)
+            tasks += filter(None, (self._attached, self._leaving))
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -295,11 +297,25 @@ class NodeNetwork:
         """Attach where nobody can dial in, and say so; detach where it is not needed any more."""
         if found.reach == "attached" and self._attached is None:
             self._attached = asyncio.create_task(_for_ever("attachment", self._attachment.run))
-        elif found.reach == "direct" and self._attached is not None:
-            self._attached.cancel()
-            self._attached = None
+        if found.reach == "attached" and self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+        elif found.reach == "direct" and self._attached is not None and self._leaving is None:
+            self._arrived.clear()
+            self._leaving = asyncio.create_task(self._leave(self._attached))
         self._reach_changed()
         self.changed()
+
+    async def _leave(self, attached: asyncio.Task[None]) -> None:
+        """Detach once the record that says so is out, and who came through a tunnel has gone."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_PROBE_S):
+                await self._arrived.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TUNNELS_S):
+                await self._attachment.unused()
+        attached.cancel()
+        self._attached = self._leaving = None
 
     def _took_roster(self, view: RosterView) -> None:
         self._check_membership()

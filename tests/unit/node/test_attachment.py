@@ -52,6 +52,22 @@ async def test_a_roster_without_orchestrators_is_asked_again_and_said(caplog: py
     assert not changes and not attachment.attached_to
 
 
+async def test_it_is_unused_when_the_last_tunnel_has_ended() -> None:
+    attachment = Attachment("k51", b"", list, "unix:/nowhere", changed=lambda: None)
+    await attachment.unused()
+    ends = [asyncio.Event(), asyncio.Event()]
+    for end in ends:
+        task = asyncio.create_task(end.wait())
+        attachment._tunnels.add(task)  # type: ignore[arg-type]
+        task.add_done_callback(attachment._tunnels.discard)  # type: ignore[arg-type]
+    waiting = asyncio.create_task(attachment.unused())
+    for end in ends:
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        end.set()
+    await asyncio.wait_for(waiting, 60)
+
+
 @pytest.mark.parametrize("kind", ["unix", "127.0.0.1", "::1", "localhost"])
 async def test_the_node_reaches_its_own_server_wherever_it_listens(tmp_path: Path, kind: str) -> None:
     async def greet(reader: Any, writer: asyncio.StreamWriter) -> None:

@@ -20,6 +20,7 @@ from dim_pipelines.domain.advertisement import Advertisement
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.node import networking
+from dim_pipelines.node.advertising import Reachability
 from dim_pipelines.node.networking import NodeNetwork, find_membership
 from dim_pipelines.testing.networks import MadeNetwork
 from dim_pipelines.wire.v1 import node_pb2
@@ -111,6 +112,51 @@ async def test_a_new_server_certificate_is_shown_and_published(
                 if seen[-1] == network.membership.server().certificate:
                     break
     assert network.secure.tls.identity.certificate_pem != first
+
+
+async def test_a_node_that_is_reached_directly_again_keeps_the_tunnels_that_are_in_use(
+    made: MadeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, ended = asyncio.Event(), asyncio.Event()
+
+    class Used:
+        """An attachment with a tunnel."""
+
+        attached_to = ""
+
+        def __init__(self, *said: Any, **more: Any) -> None: ...
+
+        async def run(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async def unused(self) -> None:
+            used.set()
+            await left.wait()
+
+    left = asyncio.Event()
+    monkeypatch.setattr(networking, "Attachment", Used)
+    network = network_of(made, bus=MemoryBus(made.id, made.key))
+    attached, direct = Reachability("attached"), Reachability("direct", ("127.0.0.1:9",))
+    async with network.running("127.0.0.1:9"):
+        network._reached(attached)
+        await asyncio.sleep(0)
+        network._reached(direct)
+        await asyncio.wait_for(used.wait(), 60)
+        network._reached(attached)  # and back: it stays attached
+        left.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not ended.is_set()
+        left.clear()
+        used.clear()
+        network._reached(direct)
+        await asyncio.wait_for(used.wait(), 60)
+        assert not ended.is_set()
+        left.set()
+        await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_a_node_that_is_revoked_says_so_and_asks_for_its_sessions_to_be_judged_again(made: MadeNetwork) -> None:
