@@ -31,8 +31,8 @@ from dim_pipelines.discovery.resolver import Resolver
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.roster import Limits, Member
 from dim_pipelines.errors import ConfigurationError, ContentUnavailable, DimError, Forbidden
-from dim_pipelines.identity.certificates import Ca, client_public_key, load_or_create_ca, store_client
-from dim_pipelines.identity.joining import keep_certificates, renew_certificates
+from dim_pipelines.identity.certificates import Ca, ServerIdentity, client_public_key, load_or_create_ca, store_client
+from dim_pipelines.identity.joining import keep_certificates, keep_server, renew_certificates
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
 from dim_pipelines.identity.membership import Membership
 from dim_pipelines.orchestrator.addresses import advertised, remembered
@@ -67,6 +67,7 @@ RENEW_DAYS: Final = 10
 """The permission to sign rosters is renewed this long before its end where the root key lies in the home."""
 _DAY_MS: Final = 86_400_000
 _CHORES_S: Final = 60.0
+_AGAIN_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ class Orchestrator:
             roster_version=lambda: membership.roster.version,
         )
         self._server_entry: orchestrator_pb2.ServerEntry | None = None
+        self._tls: ServerTls | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._prober: Prober | None = None
         self._noting = asyncio.Lock()
@@ -201,7 +203,8 @@ class Orchestrator:
             DimError: see `serve`.
         """
         config, membership = self.config, self.membership
-        tls = ServerTls(membership.server(), lambda: membership.roster.client_cas(), membership.guard)
+        server = membership.server()
+        tls = ServerTls(server, lambda: membership.roster.client_cas(), membership.guard)
         metrics = RpcMetrics(self._registry)
         known = membership.member
         main = await RpcServer.start(
@@ -223,9 +226,10 @@ class Orchestrator:
         self._server_entry = orchestrator_pb2.ServerEntry(
             addresses=advertised(main.secure_address, config.advertise),
             doors=advertised(door.secure_address, [_host(each) for each in config.advertise]),
-            certificate=membership.server().certificate,
+            certificate=server.certificate,
             ca=self._ca.certificate,
         )
+        self._tls = tls
         await self._enter()
         shown = ""
         if config.metrics_port is not None:
@@ -275,6 +279,7 @@ class Orchestrator:
                 roads.run(),
                 self._follow_sql(),
                 self._chores(),
+                self._keep_server(),
             )
         ]
         if not self._admissions.can_edit:
@@ -345,6 +350,27 @@ class Orchestrator:
             except DimError as error:
                 log.warning("what ends soon could not be renewed: %s", error.message)
 
+    async def _keep_server(self) -> None:
+        """Show a new server certificate before the old one ends, and have the roster say so."""
+        entry, tls = self._server_entry, self._tls
+        assert entry is not None and tls is not None
+
+        def renewed(server: ServerIdentity) -> None:
+            entry.certificate = server.certificate
+            self._begin(self._enter_anew())
+
+        await keep_server(self.membership, tls, renewed)
+
+    async def _enter_anew(self) -> None:
+        """Have the roster name this orchestrator's server as it is now, however long that takes."""
+        while True:
+            try:
+                await self._enter()
+                return
+            except DimError as error:
+                log.warning("the roster does not name the new server certificate yet: %s", error.message)
+            await asyncio.sleep(_AGAIN_S)
+
     async def _keep_certificates(self) -> None:
         await keep_certificates(self.membership, self._key, server=lambda: self._server_entry)
 
@@ -373,8 +399,10 @@ class Orchestrator:
             attached = name in self._links.attached
             if attached:
                 await asyncio.to_thread(self.table.set_relay, name, self.membership.name)
-            event = Attached() if attached else Detached()
-            row = await asyncio.to_thread(self.table.apply, name, event, _now_ms())
+            row = await asyncio.to_thread(self.table.row, name)
+            if attached or (row is not None and row.reach != "direct"):  # a node that is reached directly may leave
+                event = Attached() if attached else Detached()
+                row = await asyncio.to_thread(self.table.apply, name, event, _now_ms())
         if row is not None:
             self._service.node_changed(name)
             if self._prober is not None:

@@ -17,7 +17,7 @@ from typing import Final
 from dim_pipelines.bus.rate_limit import RateLimit
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.roster import Member
-from dim_pipelines.errors import DimError, Forbidden, QuotaExceeded
+from dim_pipelines.errors import DimError, Forbidden, NodeUnreachable, QuotaExceeded
 from dim_pipelines.identity.certificates import Ca
 from dim_pipelines.identity.join_requests import Nonces, verify_join
 from dim_pipelines.identity.membership import Membership
@@ -143,7 +143,7 @@ class Door:
 
     async def _enter_server(self, request: orchestrator_pb2.JoinRequest, name: str, now: int) -> None:
         """Take in what an orchestrator says of its server, where the roster is edited here."""
-        if not request.HasField("server") or not self._admissions.can_edit:
+        if not request.HasField("server"):
             return
         before = self._membership.roster.member(name)
         if "orchestrator" not in before.roles:
@@ -157,6 +157,10 @@ class Door:
                 "ca": said.ca,
             }
         )
+        if member == before:
+            return
+        if not self._admissions.can_edit:  # as from a door that does not answer, its caller goes to the next
+            raise NodeUnreachable("this orchestrator does not edit the roster, and cannot enter a server in it")
         await self._edit([member], now)
 
     async def _edit(self, members: Sequence[Member], now: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import ConfigurationError, DimError, Forbidden, InputError, Unauthenticated
+from dim_pipelines.identity import joining
 from dim_pipelines.identity.joining import join_network, renew_certificates
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
 from dim_pipelines.identity.membership import Membership
@@ -39,6 +40,26 @@ async def test_an_invite_makes_a_member_with_all_that_it_needs(orchestrator: Any
         (orchestrator.address.name, [orchestrator.address.address])
     ]
     assert find_orchestrator(orchestrator.home) == orchestrator.address
+
+
+async def test_a_new_server_certificate_is_shown_and_stands_in_the_roster(
+    run_orchestrator: Callable[..., Any],
+    wait_until: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joining, "_DAY_S", 0.05)
+    home = Home.at(tmp_path / "orchestrator")
+    await asyncio.to_thread(found, home, "first", "operator", now_ms())
+    async with run_orchestrator(home) as one:
+        member = await one.join(tmp_path / "gpu", "node")
+        first = one.membership.member.certificate
+        (home.network / "server.crt").unlink()  # as if its end were near
+        await wait_until(lambda: one.membership.member.certificate != first)
+        async with one.stub(member) as stub:  # pins what the roster says now
+            await stub.ListPeers(orchestrator_pb2.ListPeersRequest(), timeout=30)
+        await one.join(tmp_path / "late", "node")  # as the door shows it, too
+    one.database.close()
 
 
 async def test_an_invite_admits_one_member(orchestrator: Any, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dim_pipelines.database.engine import open_database
 from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.domain.roster import Limits
-from dim_pipelines.errors import AccessError, ConfigurationError, Forbidden, InputError, QuotaExceeded, Unauthenticated
+from dim_pipelines.errors import (
+    AccessError,
+    ConfigurationError,
+    Forbidden,
+    InputError,
+    NodeUnreachable,
+    QuotaExceeded,
+    Unauthenticated,
+)
 from dim_pipelines.identity.certificates import client_public_key, load_or_create_ca, load_or_create_server
 from dim_pipelines.identity.join_requests import join_request
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
@@ -176,6 +184,15 @@ async def test_a_door_without_the_admission_key_says_so(tmp_path: Path) -> None:
     world = World(tmp_path, edits=False)
     with pytest.raises(Forbidden, match="cannot admit"):
         await world.door.join(world.invited(), "192.0.2.9")
+    other = world.network.join("other", "orchestrator", key=world.key)
+    said = orchestrator_pb2.ServerEntry(addresses=["192.0.2.7:1"], certificate=other.server().certificate)
+    with pytest.raises(NodeUnreachable, match="does not edit"):  # so that the caller asks at the next door
+        await world.door.join(world.request(server=said), "192.0.2.9")
+    held = world.network.roster.member(other.name)
+    fields = {"addresses": ("192.0.2.7:1",), "certificate": said.certificate, "ca": world.network.ca.certificate}
+    world.network.admit(held.model_copy(update=fields))
+    said.ca = world.network.ca.certificate
+    assert (await world.door.join(world.request(server=said), "192.0.2.9")).certificates  # it stands there already
     world.database.close()
 
 
