@@ -8,6 +8,7 @@ creation, verification, extensible data) and DESIGN 8.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from dim_pipelines.domain.advertisement import Advertisement, RecordFields
 from dim_pipelines.domain.cid import DAG_CBOR, Cid
 from dim_pipelines.domain.format import decode_cbor, encode_cbor
 from dim_pipelines.domain.ipns import ipns_name, public_of
-from dim_pipelines.errors import InputError, RecordForged
+from dim_pipelines.errors import ConfigurationError, InputError, RecordForged
 from dim_pipelines.identity.keys import public_bytes
+from dim_pipelines.wire.address import Address
 
 LIFETIME_MS: Final = 180_000
 """How long a node's record is valid: three publishing intervals."""
@@ -281,6 +283,22 @@ def _check_fields(fields: RecordFields) -> None:
         raise RecordForged(f"the record names more than {_MOST_PLACES} places")
     if not all(_ENDPOINT.fullmatch(each) for each in fields.endpoints):
         raise RecordForged("the record has an endpoint that is not HOST:PORT")
+    for each in fields.endpoints:  # others connect to these: never to their own sockets, routers or metadata services
+        if not _is_place(each):
+            raise RecordForged(f"the record has an endpoint that is no address of one machine in a network: {each}")
+
+
+def _is_place(endpoint: str) -> bool:
+    try:
+        where = Address.parse(endpoint, secure=True)
+    except ConfigurationError:
+        return False
+    try:
+        address = ipaddress.ip_address(where.host)
+    except ValueError:
+        return bool(where.host)  # a DNS name, or the path of a socket
+    address = getattr(address, "ipv4_mapped", None) or address
+    return not (address.is_link_local or address.is_multicast or address.is_unspecified)
 
 
 def _check_advertisement(said: Advertisement) -> None:

@@ -196,6 +196,21 @@ def _own(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (_own(endpoints=["a b:1"]), "not HOST:PORT"),
         (_own(endpoints=["\x1b[2J:1"]), "not HOST:PORT"),
         (_own(endpoints=["a:1"] * 17), "more than 16 places"),
+        *(
+            (_own(endpoints=[place]), "no address of one machine")
+            for place in (
+                "unix:/run/dim.sock:1",
+                "unix:1",
+                "169.254.169.254:80",
+                "[::ffff:169.254.169.254]:80",
+                "0.0.0.0:1",
+                "[fe80::1%eth0]:1",
+                "[::]:1",
+                "224.0.0.1:1",
+                "a_b:1",
+                "a:70000",
+            )
+        ),
         (_own(attached_to=["a"] * 17), "more than 16 places"),
         (_own(boot=b"x"), "out of bounds"),
         (_own(issued_ms=-1), "out of bounds"),
