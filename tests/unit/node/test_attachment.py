@@ -59,7 +59,7 @@ async def test_it_is_unused_when_the_last_tunnel_has_ended() -> None:
     for end in ends:
         task = asyncio.create_task(end.wait())
         attachment._tunnels.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(attachment._tunnels.discard)  # type: ignore[arg-type]
+        task.add_done_callback(attachment._tunnels.discard)
     waiting = asyncio.create_task(attachment.unused())
     for end in ends:
         await asyncio.sleep(0)
