@@ -71,14 +71,15 @@ def check_signer(grant: Grant, signer: bytes, trusted: Container[bytes], roster:
         grant: as `read_grant` gave it.
         signer: its signer's public key.
         trusted: public keys whose grants are honoured.
-        roster: of the network that the node has joined; its orchestrators' grants are honoured for this network.
+        roster: of the network that the node has joined; for it its orchestrators' grants are honoured, and no others.
 
     Raises:
         Forbidden: signed by a stranger, or by one who may not.
     """
-    if signer in trusted:
+    of_network = roster is not None and grant.network == roster.network
+    if signer in trusted and not of_network:  # what a home trusts by itself rules no batch of the network
         return
-    if roster is None or grant.network != roster.network:
+    if roster is None or not of_network:
         raise Forbidden(
             f"this node does not trust {format_public_key(signer)} to submit batches",
             hint="on the node: dim node start --trust KEY",

@@ -57,6 +57,9 @@ def test_the_homes_own_trust_holds_with_a_network_and_without(network: MadeNetwo
         NodeTrust({public_bytes(own)}, {public_bytes(own)}, roster=lambda: network.roster),
     ):
         assert trust.open_grant(issue_grant(own, grant("local")).encode(), now_ms())[1] == public_bytes(own)
+        if trust.roster() is not None:  # a batch of the network is its orchestrators' to grant
+            with pytest.raises(Forbidden, match="no member"):
+                trust.open_grant(issue_grant(own, grant(network.id)).encode(), now_ms())
         assert public_bytes(own) in trust and bytes(32) not in trust and "text" not in trust
     with pytest.raises(Forbidden, match="does not trust"):
         NodeTrust({public_bytes(own)}).open_grant(issue_grant(network.key, grant(network.id)).encode(), now_ms())
