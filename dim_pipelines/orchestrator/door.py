@@ -34,6 +34,9 @@ ADDRESS_RATE: Final = 10.0
 ADDRESS_BURST: Final = 100.0
 ALL_RATE: Final = 200.0
 ALL_BURST: Final = 1000.0
+MEMBER_RATE: Final = 0.2
+"""Renewals a second of one member, which needs two a day: no member fills the memory of requests for the others."""
+MEMBER_BURST: Final = 20.0
 _LABEL: Final = 100
 
 
@@ -69,6 +72,7 @@ class Door:
         self._now_ms = now_ms
         self._addresses: RateLimit[str] = RateLimit(ADDRESS_RATE, ADDRESS_BURST, clock)
         self._all: RateLimit[str] = RateLimit(ALL_RATE, ALL_BURST, clock, 1)
+        self._members: RateLimit[str] = RateLimit(MEMBER_RATE, MEMBER_BURST, clock)
         self._nonces = Nonces()
         self._editing = asyncio.Lock()
 
@@ -106,6 +110,8 @@ class Door:
             outcome = "admitted"
         else:
             self._membership.roster.member(name)
+            if not self._members.allows(name):
+                raise QuotaExceeded("too many requests of this member", hint="try again in a minute")
             self._nonces.take(request, now)
             await self._enter_server(request, name, now)
             outcome = "renewed"

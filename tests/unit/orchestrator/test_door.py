@@ -26,7 +26,7 @@ from dim_pipelines.identity.certificates import client_public_key, load_or_creat
 from dim_pipelines.identity.join_requests import join_request
 from dim_pipelines.identity.keys import load_or_create_key, public_bytes
 from dim_pipelines.orchestrator.admissions import Admissions
-from dim_pipelines.orchestrator.door import ADDRESS_BURST, Door
+from dim_pipelines.orchestrator.door import ADDRESS_BURST, MEMBER_BURST, Door
 from dim_pipelines.orchestrator.invites import Admission, Invites
 from dim_pipelines.orchestrator.rosters import Rosters
 from dim_pipelines.settings import Home
@@ -155,6 +155,19 @@ async def test_a_member_gets_certificates_once_per_request(world: World) -> None
     with pytest.raises(AccessError, match="made before"):
         await world.door.join(request, "192.0.2.9")
     assert world.door.outcomes == {"admitted": 1, "renewed": 1, "unauthenticated": 1}
+
+
+async def test_a_member_that_asks_without_end_keeps_no_other_from_asking(world: World) -> None:
+    await world.door.join(world.invited(), "192.0.2.9")
+    other = world.network.join("other", "node")
+    for number in range(int(MEMBER_BURST)):
+        await world.door.join(world.request(), f"192.0.2.{number}")
+    with pytest.raises(QuotaExceeded, match="this member"):
+        await world.door.join(world.request(), "192.0.2.99")
+    key = load_or_create_key(other.home.node_key)
+    assert (await world.door.join(world.request(key=key), "192.0.2.99")).certificates
+    world.now += 5_000
+    assert (await world.door.join(world.request(), "192.0.2.99")).certificates
 
 
 async def test_only_orchestrators_have_a_server_in_the_roster_and_a_good_one(world: World, tmp_path: Path) -> None:
