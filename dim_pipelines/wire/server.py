@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -27,6 +28,9 @@ from dim_pipelines.wire.tls import ServerTls, server_credentials
 
 Register = Callable[[grpc.aio.Server], Sequence[str]]
 """Adds services to a server and gives their full names."""
+
+_DOOR_OPTIONS: Final = {"grpc.max_receive_message_length": 64 << 10, "grpc.max_concurrent_streams": 16}
+"""What strangers may have a server hold: a request to join has some 10 KiB at most, and comes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,10 @@ class RpcServer:
         Raises:
             ConfigurationError: an address is not local, is in use, or cannot be bound.
         """
-        chain = ServerChain(metrics, unbounded, secure.tls.guard if secure else None, door=bool(secure and secure.door))
-        server = grpc.aio.server(interceptors=[chain], options=list(SERVER_OPTIONS))
+        door = bool(secure and secure.door)
+        chain = ServerChain(metrics, unbounded, secure.tls.guard if secure else None, door=door)
+        options = dict(SERVER_OPTIONS) | (_DOOR_OPTIONS if door else {})
+        server = grpc.aio.server(interceptors=[chain], options=list(options.items()))
         names = list(register(server))
         made = cls(server, names)
         health_pb2_grpc.add_HealthServicer_to_server(made.health, server)

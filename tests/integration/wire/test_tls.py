@@ -403,6 +403,10 @@ async def test_a_door_asks_for_no_certificate_and_serves_nothing_but_join(tmp_pa
         for call in calls:
             error = await refusal(call())
             assert isinstance(error, Unauthenticated) and "not served at the door" in error.message
+        large = orchestrator_pb2.JoinRequest(label="x" * (1 << 20))  # is never read whole: many would fill the memory
+        with pytest.raises(grpc.aio.AioRpcError, match="larger than max"):
+            await stub.Join(large, timeout=EVENTUALLY)
+        assert served.services.seen == [None]
         # A member's certificate does not open it further.
         error = await refusal(served.describe(served.network.orchestrator.client("user")))
         assert isinstance(error, Unauthenticated)
