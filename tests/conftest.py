@@ -46,7 +46,7 @@ BUDGET_S = {
     "e2e": 450.0,
 }
 """Seconds that the tests of a folder may take in CI, set-up included, summed over the two workers that `make test`
-runs. About twice what a quiet machine takes (six minutes of wall time in all), so that only growth fails a run and
+runs. About twice what a quiet machine takes (ten minutes of wall time in all), so that only growth fails a run and
 not a busy neighbour."""
 
 _spent_s: dict[str, float] = defaultdict(float)
