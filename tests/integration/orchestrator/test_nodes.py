@@ -18,6 +18,7 @@ from dim_pipelines.domain.ipns import ipns_name
 from dim_pipelines.errors import RecordForged
 from dim_pipelines.identity.keys import load_or_create_key
 from dim_pipelines.orchestrator.founding import found
+from dim_pipelines.orchestrator.service import OrchestratorServicer
 from dim_pipelines.settings import Home
 from dim_pipelines.wire.status import from_rpc_error
 from dim_pipelines.wire.v1 import link_pb2, link_pb2_grpc, orchestrator_pb2, orchestrator_pb2_grpc
@@ -282,3 +283,32 @@ async def test_any_one_of_two_orchestrators_is_enough(
             peers = await stub.ListPeers(orchestrator_pb2.ListPeersRequest(), timeout=30)
         assert {peer.label for peer in peers.peers} == listed
     second.database.close()
+
+
+async def test_a_node_that_is_reached_directly_may_leave_its_orchestrator(
+    orchestrator: Any,
+    node: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_for_state: Callable[..., Any],
+    wait_until: Callable[..., Any],
+) -> None:
+    """As when it was attached before: neither is it lost, nor does it count as one that comes and goes."""
+    noted: list[str] = []
+    monkeypatch.setattr(OrchestratorServicer, "node_changed", lambda self, name: noted.append(name))
+    async with orchestrator.channel(node.member) as channel:
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+        await stub.Announce(node.announcement(), timeout=30)
+        await wait_for_state(orchestrator.table, node.member.name, "ELIGIBLE")
+        before = len(noted)
+
+        def row() -> Any:
+            return orchestrator.table.row(node.member.name)
+
+        attached = link_pb2_grpc.LinkServiceStub(channel).Attach()
+        hello = link_pb2.Hello(name=node.member.name, boot=node.boot)
+        await attached.write(link_pb2.AttachMessage(hello=hello))
+        await wait_until(lambda: row().relay == orchestrator.address.name and len(noted) > before)
+        before = len(noted)
+        attached.cancel()
+        await wait_until(lambda: len(noted) > before)
+        assert (row().state, row().status.penalty) == ("ELIGIBLE", 0)
