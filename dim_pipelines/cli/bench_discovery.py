@@ -170,18 +170,20 @@ def _joining(nodes: int, rounds: int, screen: Screen) -> tuple[dict[str, Any], l
     return record, figures
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Give a distribution: least, median, most."""
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Give a distribution: every value in order, and least, median and most."""
     ordered = sorted(values)
     return {
+        "all": [round(value, 3) for value in ordered],
         "min": round(ordered[0], 3),
         "median": round(statistics.median(ordered), 3),
         "max": round(ordered[-1], 3),
     }
 
 
-def _shown(spread: dict[str, float]) -> str:
-    return f"{spread['min']:.2f} … {spread['median']:.2f} … {spread['max']:.2f} s (least, median, most)"
+def _shown(spread: dict[str, Any]) -> str:
+    every = " ".join(f"{value:.2f}" for value in spread["all"])
+    return f"{every} s; median {spread['median']:.2f} s"
 
 
 PARTS: Final[dict[str, Part]] = {
