@@ -136,6 +136,7 @@ def _trust(home: Home, keys: list[str]) -> None:
 async def _serve(screen: Screen, config: NodeConfig) -> None:
     from dataclasses import asdict, replace
 
+    from dim_pipelines.identity.membership import Membership
     from dim_pipelines.node.daemon import serve
     from dim_pipelines.telemetry.logging import set_up
 
@@ -147,6 +148,11 @@ async def _serve(screen: Screen, config: NodeConfig) -> None:
         lines += [f"metrics at {address.metrics}"] if address.metrics else []
         lines.append(f"log  {config.home.logs / 'node.log'}")
         screen.result(asdict(address), "\n".join(lines))
+        if not address.network and Membership.load(config.home) is not None:
+            screen.warn(
+                "this home is in its network, but not as a node: the daemon serves this machine only; a node has a "
+                "home of its own: DIM_HOME=DIR dim network join INVITE"
+            )
 
     async with ipfs_address(config.home, config.ipfs) as content:
         await serve(replace(config, ipfs=content), ready=ready)

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from dim_pipelines.dispatch.node_pool import PoolNode
     from dim_pipelines.domain.batch import BatchSpec
     from dim_pipelines.domain.node import NodeDescription
+    from dim_pipelines.identity.membership import Membership
     from dim_pipelines.scheduling.ranking import Explained
     from dim_pipelines.settings import Home
+    from dim_pipelines.wire.v1.orchestrator_pb2 import NodeState
 
 app = typer.Typer(help="Nodes that batches may use: list them, and explain why a batch would use which.")
 
@@ -46,7 +48,10 @@ def nodes(
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> int:
-    """List the nodes that this home's batches may use, with their state and its reason."""
+    """List the nodes that this home's batches may use, with their state and its reason.
+
+    A home that runs no batches for its network (a node's, say) asks an orchestrator which nodes the network has.
+    """
     if context.invoked_subcommand is not None:
         return Exit.DONE
     return asyncio.run(_list(_split(addresses), Screen(as_json, debug)))
@@ -55,19 +60,33 @@ def nodes(
 async def _list(addresses: list[str], screen: Screen) -> int:
     from dim_pipelines.dispatch.discovered_nodes import DiscoveredNodes
     from dim_pipelines.dispatch.open_pool import open_pool
+    from dim_pipelines.identity.membership import Membership
     from dim_pipelines.settings import Home
 
     home = Home.at()
+    records: list[dict[str, Any]]
+    membership = None if addresses else await asyncio.to_thread(Membership.load, home)
+    if membership is not None and "run_host" not in membership.roles:
+        records = await _ask_network(membership)
+        _show(screen, membership.network, records)
+        return Exit.DONE
     pool = await open_pool(home, addresses)
     try:
         looked = await pool.look()
     finally:
         await pool.close()
-    records: list[dict[str, Any]]
     if isinstance(pool, DiscoveredNodes):
         records = await asyncio.to_thread(_discovered_records, home, looked)
     else:
         records = [_record(each) for each in looked]
+    _show(screen, pool.network, records)
+    if not records:
+        joining = "dim network invite, and on each machine: dim network join INVITE && dim node start"
+        screen.say(f"no node is known yet; next: {joining if pool.grows else 'dim node start, or dim up'}")
+    return Exit.DONE
+
+
+def _show(screen: Screen, network: str, records: Sequence[dict[str, Any]]) -> None:
     columns = ["NAME", "STATE", "SINCE", "REACH", "OWNER", "DEVICES", "REASON"]
     rows = [
         [
@@ -77,15 +96,54 @@ async def _list(addresses: list[str], screen: Screen) -> int:
             each.get("reach", ""),
             each.get("owner", ""),
             ", ".join(device["id"] for device in each.get("devices", [])),
-            each["reason"],
+            each["reason"] or ("paused by its owner, or outside its hours" if each.get("paused") else ""),
         ]
         for each in records
     ]
-    screen.table(columns, rows, {"network": pool.network, "nodes": records})
-    if not records:
-        joining = "dim network invite, and on each machine: dim network join INVITE && dim node start"
-        screen.say(f"no node is known yet; next: {joining if pool.grows else 'dim node start, or dim up'}")
-    return Exit.DONE
+    screen.table(columns, rows, {"network": network, "nodes": list(records)})
+
+
+async def _ask_network(membership: Membership) -> list[dict[str, Any]]:
+    """Give the nodes of a network as one of its orchestrators knows them.
+
+    Raises:
+        NodeUnreachable: none answers.
+        DimError: what it said: this home is no member any more, for example.
+    """
+    from dim_pipelines.errors import NodeUnreachable
+    from dim_pipelines.node.contacts import Contacts
+    from dim_pipelines.wire.v1.orchestrator_pb2 import ListNodesRequest
+
+    contacts = Contacts(membership.orchestrators, lambda: membership.client(membership.roles[0]))
+    try:
+        reply = await contacts.ask_one(lambda stub: stub.ListNodes(ListNodesRequest()))
+    except NodeUnreachable as error:
+        hint = "dim orchestrator list shows them; dim node status tells of the node here"
+        raise NodeUnreachable(f"no orchestrator of the network answers: {error.message}", hint=hint) from error
+    finally:
+        await contacts.close()
+    return sorted((_told(each) for each in reply.nodes), key=lambda each: str(each["name"]))
+
+
+def _told(node: NodeState) -> dict[str, Any]:
+    """Describe a node from what an orchestrator says; what it offers is in its own signed record."""
+    from dim_pipelines.discovery.record import read_node_record
+    from dim_pipelines.domain.node import describe_advertised
+
+    said: dict[str, Any] = {}
+    if node.record:
+        record = read_node_record(node.record, node.name)
+        said = _described(describe_advertised(node.name, record.key, node.owner, record.advertisement))
+    return said | {
+        "node": node.name,
+        "name": node.label,
+        "state": node.state,
+        "reason": node.reason,
+        "owner": node.owner,
+        "since_ms": node.since_ms,
+        "since": _ago(node.since_ms),
+        "reach": node.reach,
+    }
 
 
 @app.command("explain")

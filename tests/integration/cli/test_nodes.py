@@ -130,3 +130,13 @@ def test_the_nodes_of_a_network_are_listed_with_their_state_and_past(
     network.revoke(names["fine"], "it lied")
     explained = dim("nodes", "explain", spec, "--json")
     assert {each["name"]: each["reasons"] for each in explained.record["nodes"]}["fine"] == ["revoked: it lied"]
+
+
+def test_a_nodes_home_asks_an_orchestrator_and_says_when_none_answers(
+    dim: Dim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = MadeNetwork(tmp_path / "network", addresses=("127.0.0.1:9",))
+    monkeypatch.setenv("DIM_HOME", str(network.join("ann", "node").home.root))
+    said = dim("nodes")
+    assert said.code == 1 and said.err.startswith("error: no orchestrator of the network answers: "), said.err
+    assert said.err.count("\n") == 2 and "hint: dim orchestrator list" in said.err

@@ -334,6 +334,10 @@ async def test_a_machine_joins_by_an_invite_serves_others_and_says_farewell(
     with NodeProcess.start(tmp_path, name="", engines=["echo"]) as node:
         assert node.name == "guest"  # as the roster calls it
         assert (await nodes.row(node, lambda row: row.state == "ELIGIBLE")).label == "guest"
+        listed = await asyncio.to_thread(dim, "nodes", home=tmp_path)  # a node's owner sees the network, too
+        (guest,) = [each for each in listed["nodes"] if each["name"] == "guest"]
+        assert (guest["node"], guest["state"], guest["reach"]) == (node.id, "ELIGIBLE", "direct")
+        assert listed["network"] == nodes.id and guest["devices"][0]["id"] == "cpu"
         async with nodes.client(node, dispatcher) as client:
             stream = await client.open(await client.put_echo_plan(), batch="guest", network=nodes.id)
             assert stream.opened, stream.refused
