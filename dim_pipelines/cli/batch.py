@@ -211,11 +211,13 @@ def _how_to_start(home: Home, batch: str) -> str:
 
 
 async def _wait(batch: str, batches: Batches, store: ContentStore, screen: Screen) -> int:
-    from dim_pipelines.cli.follow import await_table, follow, record_of
+    from dim_pipelines.cli.follow import await_table, follow, missing_nodes, record_of
+    from dim_pipelines.settings import Home
 
+    why = await asyncio.to_thread(missing_nodes, Home.at())
     try:
         with screen.progress("batch") as bar:
-            row = await follow(batch, batches, store, bar.update, OWNER)
+            row = await follow(batch, batches, store, bar.update, OWNER, why=why, wait=bar.wait)
         with screen.progress("waiting for the table"):
             row = await await_table(row, batches)
     except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dim_pipelines.content.store import ContentStore
     from dim_pipelines.domain.cid import Cid
     from dim_pipelines.orchestrator.batches import Batches, BatchRow
+    from dim_pipelines.settings import Home
 
 POLL_S: Final = 0.5
 TABLE_S: Final = 600.0
@@ -66,9 +68,25 @@ class Journaled:
 
 
 async def follow(
-    batch: str, batches: Batches, store: ContentStore, show: Callable[[int, int | None, str], None], owner: str
+    batch: str,
+    batches: Batches,
+    store: ContentStore,
+    show: Callable[[int, int | None, str], None],
+    owner: str,
+    *,
+    why: Callable[[], str] | None = None,
+    wait: Callable[[str], None] | None = None,
 ) -> BatchRow:
-    """Wait until the batch is done and give its row; `show` gets rows done, rows in all (None: not known), a note.
+    """Wait until the batch is done and give its row.
+
+    Args:
+        batch: its id.
+        batches: the table its row is in.
+        store: where its journal lies.
+        show: gets rows done, rows in all (None: not known), a note.
+        owner: whose it is.
+        why: says what keeps batches from being computed, empty for nothing; asked while no shard is done; may block.
+        wait: gets that.
 
     Raises:
         BatchFailed: it failed; the message is the row's.
@@ -91,8 +109,34 @@ async def follow(
         note = "waiting to be started" if row.state == "queued" else "reading the input"
         if total is not None:
             note = f"rows, {journal.shards}/{total[1]} shards"
+        if wait is not None and why is not None:
+            wait("" if journal.shards else await asyncio.to_thread(why))
         show(journal.rows, total[0] if total else None, note)
         await asyncio.sleep(POLL_S)
+
+
+def missing_nodes(home: Home) -> Callable[[], str]:
+    """Give what says why no node of the home's network takes work: Dagster holds batches back until one does."""
+    from dim_pipelines.database.engine import open_database
+    from dim_pipelines.discovery.node_table import NodeTable
+    from dim_pipelines.dispatch.candidates import describe_wait
+    from dim_pipelines.identity.membership import Membership
+
+    membership = Membership.load(home)
+    if membership is None or "run_host" not in membership.roles or os.environ.get("DIM_NODES"):
+        return lambda: ""  # batches use other nodes, and ask them themselves
+    table = NodeTable(open_database(home.database_url))
+
+    def why() -> str:
+        reasons: dict[str, str] = {}
+        for row in table.rows(("SEEN", "VERIFIED", "ELIGIBLE", "SUSPECT")):
+            paused = row.description.paused or row.description.draining
+            if row.state == "ELIGIBLE" and not paused:
+                return ""
+            reasons[row.label] = row.reason or ("it is paused or draining" if paused else row.state)
+        return describe_wait(reasons)
+
+    return why
 
 
 def _check_alive(row: BatchRow) -> None:

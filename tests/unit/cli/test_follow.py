@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dim_pipelines.cli.follow import BatchFailed, Journaled, await_table, follow, record_of
+from dim_pipelines.cli.follow import BatchFailed, Journaled, await_table, follow, missing_nodes, record_of
 from dim_pipelines.content.memory import MemoryContentStore
 from dim_pipelines.content.store import Block
 from dim_pipelines.database.engine import open_database
+from dim_pipelines.discovery.node_table import NodeTable
 from dim_pipelines.domain.batch import BatchSpec
 from dim_pipelines.domain.cid import RAW, Cid
 from dim_pipelines.domain.dataset import Dataset, Result
@@ -16,6 +17,8 @@ from dim_pipelines.domain.format import Format
 from dim_pipelines.domain.work import Provenance, Work
 from dim_pipelines.errors import Cancelled
 from dim_pipelines.orchestrator.batches import Batches
+from dim_pipelines.settings import Home
+from dim_pipelines.testing.networks import MadeNetwork, now_ms
 
 OUTPUT = Cid.of(RAW, b"output")
 WORK = Cid.of(RAW, b"work")
@@ -111,6 +114,25 @@ async def test_following_ends_with_the_batch(batches: Batches) -> None:
         "nodes": {"a": 2},
         "output": "/o.parquet",
     }
+
+
+async def test_a_batch_that_no_node_takes_says_so(batches: Batches, tmp_path: Path) -> None:
+    network = MadeNetwork(tmp_path / "network")
+    home, member = network.orchestrator.home, network.join("ann", "node")
+    assert missing_nodes(Home.at(tmp_path / "none"))() == ""  # it is in no network
+    why = missing_nodes(home)
+    assert why() == "waits for a node: none is known"
+    NodeTable(open_database(home.database_url)).see(member.name, member.member, now_ms())
+    assert why().startswith("waits for a node: ann-") and "no record of it" in why()
+    row, said = batches.submit(SPEC), list[str]()
+
+    def wait(text: str) -> None:
+        said.append(text)
+        batches.cancel(row.id, holder="a run")
+
+    with pytest.raises(Cancelled):
+        await follow(row.id, batches, MemoryContentStore(), lambda *shown: None, "local", why=why, wait=wait)
+    assert said == [why()]
 
 
 async def test_a_failed_batch_says_why_and_how_to_go_on(batches: Batches) -> None:
