@@ -42,6 +42,8 @@ from dim_pipelines.node.trusting import NodeTrust
 from dim_pipelines.node.warming import Warmer, reserve
 from dim_pipelines.node.work import KEEP_ALIVE_S, Cut, WorkStream
 from dim_pipelines.telemetry.metrics import NodeMetrics
+from dim_pipelines.wire.access import Peer
+from dim_pipelines.wire.callers import peer_of
 from dim_pipelines.wire.codec import cid_from_wire, description_to_wire, speed_to_wire
 from dim_pipelines.wire.session import NodeSession, OpenRequested
 from dim_pipelines.wire.v1 import node_pb2, node_pb2_grpc
@@ -163,7 +165,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             self._begin()
             try:
                 async with asyncio.timeout(OPEN_TIMEOUT_S):
-                    opened = await self._open(events[0], steps, runners)
+                    opened = await self._open(events[0], peer_of(context), steps, runners)
             except DoesNotFit as error:
                 await send(session.refuse(error.code, error.message, need=error.need, free=error.free))
                 return
@@ -314,7 +316,9 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             return Cut(Forbidden.code, "the publisher of a model of this batch is not trusted any more")
         return None
 
-    async def _open(self, asked: OpenRequested, steps: list[ReadyStep], runners: list[Runner]) -> _Session:
+    async def _open(
+        self, asked: OpenRequested, caller: Peer | None, steps: list[ReadyStep], runners: list[Runner]
+    ) -> _Session:
         """Check an Open and make everything ready; what was taken is in `steps` and `runners` even on failure."""
         parts = self._parts
         if self.draining or self._opening > MAX_SESSIONS:
@@ -322,7 +326,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
         if asked.version is None:
             raise ProtocolError("no common version of the work protocol", hint="update DIM")
         now_ms = time.time_ns() // 1_000_000
-        grant, signer = parts.trust.open_grant(asked.grant, now_ms)
+        grant, signer = parts.trust.open_grant(asked.grant, now_ms, caller.name if caller else "")
         key = (grant.network, grant.batch)
         # A newer run of a batch takes the place of the older one, so that one does not count.
         own = sum((each.grant.network, each.grant.batch) == key for each in self._streams.values())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dim_pipelines.domain.grant import Grant
-from dim_pipelines.domain.ipns import ipns_name
+from dim_pipelines.domain.ipns import ipns_name, public_of
 from dim_pipelines.errors import Forbidden
 from dim_pipelines.identity.authority import check_signer, read_grant
 from dim_pipelines.identity.roster import RosterView
@@ -28,13 +29,21 @@ class NodeTrust:
     roster: Callable[[], RosterView | None] = lambda: None
     roster_publishers: bool = False
 
-    def open_grant(self, data: bytes, now_ms: int) -> tuple[Grant, bytes]:
+    def open_grant(self, data: bytes, now_ms: int, caller: str = "") -> tuple[Grant, bytes]:
         """Check an encoded `SignedGrant`; give the grant and its signer's public key.
 
+        Args:
+            data: what `Open` carried.
+            now_ms: Unix time in milliseconds.
+            caller: IPNS name of the member who shows it, by its certificate; empty for a caller of this machine.
+
         Raises:
-            Forbidden: malformed, not validly signed, over, or by a key that is not trusted for it.
+            Forbidden: malformed, not validly signed, over, shown by somebody who is not its holder, or by a key that
+                is not trusted for it.
         """
         grant, signer = read_grant(data, now_ms)
+        if caller and hashlib.sha256(public_of(caller)).digest() != grant.holder:
+            raise Forbidden(f"the grant for batch {grant.batch} was given to another run worker than {caller}")
         self.check(grant, signer)
         return grant, signer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -162,15 +163,15 @@ class Client:
         return [Task(number, 0, (block.cid,), rows) for number, block in enumerate(blocks)]
 
     def grant(self, batch: str, epoch: int, **more: Any) -> bytes:
+        key = more.pop("key", self.key)
         given = {
             "network": "local",
             "batch": batch,
             "epoch": epoch,
             "owner": "local",
-            "holder": bytes(32),
+            "holder": hashlib.sha256(public_bytes(self.key)).digest(),
             "not_after_ms": int(time.time() * 1000) + 3_600_000,
         }
-        key = more.pop("key", self.key)
         return issue_grant(key, Grant(**(given | more))).encode()
 
     async def open(self, plan: Cid, *, batch: str, epoch: int = 1, **more: Any) -> Stream:

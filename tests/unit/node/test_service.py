@@ -97,8 +97,8 @@ class Trust:
         self.submitters = {public_bytes(KEY)}
         self.most: int | None = None
 
-    def open_grant(self, data: bytes, now_ms: int) -> tuple[Grant, bytes]:
-        return NodeTrust(self.submitters).open_grant(data, now_ms)
+    def open_grant(self, data: bytes, now_ms: int, caller: str = "") -> tuple[Grant, bytes]:
+        return NodeTrust(self.submitters).open_grant(data, now_ms, caller)
 
     def check(self, grant: Grant, signer: bytes) -> None:
         NodeTrust(self.submitters).check(grant, signer)
@@ -114,6 +114,9 @@ class Context:
         self.sent: asyncio.Queue[object] = asyncio.Queue()
         self.got: list[node_pb2.NodeMessage] = []
         self.opened = asyncio.Event()
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}  # a caller of this machine
 
     async def read(self) -> object:
         return await self.sent.get()

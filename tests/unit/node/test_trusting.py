@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dim_pipelines.domain.grant import Grant
 from dim_pipelines.domain.ipns import ipns_name
@@ -63,6 +65,16 @@ def test_the_homes_own_trust_holds_with_a_network_and_without(network: MadeNetwo
         assert public_bytes(own) in trust and bytes(32) not in trust and "text" not in trust
     with pytest.raises(Forbidden, match="does not trust"):
         NodeTrust({public_bytes(own)}).open_grant(issue_grant(network.key, grant(network.id)).encode(), now_ms())
+
+
+def test_a_grant_is_worth_nothing_to_another_member_than_its_holder() -> None:
+    own, holder, other = (Ed25519PrivateKey.generate() for _ in range(3))
+    held = grant("local").model_copy(update={"holder": hashlib.sha256(public_bytes(holder)).digest()})
+    given, trust = issue_grant(own, held).encode(), NodeTrust({public_bytes(own)})
+    for caller in ("", ipns_name(public_bytes(holder))):
+        assert trust.open_grant(given, now_ms(), caller)[0] == held
+    with pytest.raises(Forbidden, match="given to another run worker"):
+        trust.open_grant(given, now_ms(), ipns_name(public_bytes(other)))
 
 
 def test_publishers_of_the_roster_are_trusted_where_the_owner_wants_it_and_while_they_are_members(
