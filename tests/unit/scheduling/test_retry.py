@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dim_pipelines.scheduling.retry import BUSY_DELAY_S, Action, Failure, RetryDecision, RetryStrategy
+from dim_pipelines.scheduling.retry import BUSY_DELAY_S, Action, Failure, RetryDecision, RetryStrategy, is_own_fault
 
 STRATEGY = RetryStrategy(max_attempts=3)
 
@@ -39,3 +39,18 @@ def test_bad_rows_are_believed_when_a_second_node_says_so_or_there_is_none() -> 
 
 def test_a_stale_epoch_stops_the_batch() -> None:
     assert decide("stale_epoch").action is Action.STOP
+
+
+@pytest.mark.parametrize(
+    ("failure", "own"),
+    [
+        (Failure("engine_failed", "why"), True),
+        (Failure("node_unreachable", "why"), True),
+        (Failure("engine_failed", "why", handed_back=True), False),
+        (Failure("input", "why"), False),
+        (Failure("node_busy", "why"), False),
+        (Failure("stale_epoch", "why"), False),
+    ],
+)
+def test_only_what_a_node_did_itself_speaks_against_it(failure: Failure, own: bool) -> None:
+    assert is_own_fault(failure) is own

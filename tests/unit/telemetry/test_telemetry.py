@@ -4,15 +4,16 @@ import json
 import logging
 import socket
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from dim_pipelines.errors import ConfigurationError
 from dim_pipelines.telemetry.logging import REQUEST_ID, JsonFormatter, set_up
-from dim_pipelines.telemetry.metrics import MetricsServer, NodeMetrics, RpcMetrics
+from dim_pipelines.telemetry.metrics import LinkMetrics, MetricsServer, NodeMetrics, OrchestratorMetrics, RpcMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +73,31 @@ def test_a_second_set_up_replaces_the_first(capsys: pytest.CaptureFixture[str]) 
     logging.getLogger("dim.test").warning("once")
     assert capsys.readouterr().err.count("once") == 1
     assert isinstance(JsonFormatter(), logging.Formatter)
+
+
+def test_an_orchestrators_metrics_are_read_when_they_are_asked_for() -> None:
+    registry = CollectorRegistry()
+    records, joins, nodes = Counter({("bus", "new"): 2}), Counter({"admitted": 1}), {"ELIGIBLE": 3}
+    OrchestratorMetrics(
+        registry, records=lambda: records, joins=lambda: joins, nodes=lambda: nodes, roster_version=lambda: 7
+    )
+    records["announce", "rolled_back"] += 1
+    shown = generate_latest(registry).decode()
+    assert 'dim_orchestrator_records_total{outcome="new",road="bus"} 2.0' in shown
+    assert 'dim_orchestrator_records_total{outcome="rolled_back",road="announce"} 1.0' in shown
+    assert 'dim_orchestrator_joins_total{outcome="admitted"} 1.0' in shown
+    assert 'dim_orchestrator_nodes{state="ELIGIBLE"} 3.0' in shown
+    assert "dim_orchestrator_roster_version 7.0" in shown
+
+
+def test_a_relays_metrics_are_in_its_registry() -> None:
+    registry = CollectorRegistry()
+    metrics = LinkMetrics(registry)
+    metrics.attached.set(2)
+    metrics.tunnels.inc()
+    metrics.bytes.labels("in").inc(10)
+    metrics.ended.labels("Dial", "done").inc()
+    shown = generate_latest(registry).decode()
+    assert "dim_link_attached_nodes 2.0" in shown and "dim_link_tunnels 1.0" in shown
+    assert 'dim_link_bytes_total{direction="in"} 10.0' in shown
+    assert 'dim_link_streams_ended_total{code="done",method="Dial"} 1.0' in shown
