@@ -65,8 +65,8 @@ def infeasible(node: NodeDescription, need: Need, sessions: int | None = None) -
         sessions: sessions that it holds; None when unknown.
     """
     reasons = _owners_reasons(node, need, sessions)
-    missing = sorted({engine for engine, _ in need.models if engine not in node.numerics})
-    if missing:
+    if missing := [engine for engine, _ in need.models if engine not in node.numerics]:
+        missing = sorted(set(missing))
         reasons.append(f"it has no engine {', '.join(missing)} (it has {', '.join(sorted(node.numerics)) or 'none'})")
     elif need.numerics not in (None, ANY):
         found = class_on(node, need)
@@ -76,11 +76,11 @@ def infeasible(node: NodeDescription, need: Need, sessions: int | None = None) -
     if not fitting:
         kinds = sorted({device.kind for device in node.devices})
         reasons.append(f"it has no {need.device} device (it has {', '.join(kinds) or 'none'})")
-    elif max(device.memory_bytes for device in fitting) < need.min_vram:
-        largest = max(device.memory_bytes for device in fitting)
+    elif (largest := max([device.memory_bytes for device in fitting])) < need.min_vram:
         reasons.append(f"its largest device has {largest} bytes of memory, the batch needs {need.min_vram}")
-    lacking = {name: value for name, value in need.labels.items() if node.labels.get(name) != value}
-    if lacking:
+    if need.labels and (
+        lacking := {name: value for name, value in need.labels.items() if node.labels.get(name) != value}
+    ):
         has = f"the labels {_listed(node.labels)}" if node.labels else "no labels"
         reasons.append(f"it carries {has}, the batch needs {_listed(lacking)}")
     if need.max_shard_bytes > node.max_input_bytes:
@@ -97,8 +97,8 @@ def _owners_reasons(node: NodeDescription, need: Need, sessions: int | None) -> 
         reasons.append("it is paused by its owner, or outside its hours")
     if node.owners and need.owner not in node.owners:
         reasons.append(f"it takes batches of {', '.join(node.owners)} only, this one is of {need.owner}")
-    unwanted = sorted({licence for licence in need.licences if not permits(licence, node.licences)})
-    if unwanted:
+    if node.licences and (unwanted := [each for each in need.licences if not permits(each, node.licences)]):
+        unwanted = sorted(set(unwanted))
         reasons.append(f"it runs no model under {', '.join(unwanted)} (it takes {', '.join(sorted(node.licences))})")
     if sessions is not None and 0 < node.max_sessions <= sessions:
         reasons.append(f"it holds {sessions} of {node.max_sessions} sessions")
