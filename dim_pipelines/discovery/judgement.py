@@ -65,7 +65,7 @@ def judge(record: NodeRecord, mark: Mark | None, network: str, roster: RosterVie
         RolledBack: its sequence is under the mark, or the mark's own with other content.
     """
     if record.fields.network != network:
-        raise RecordForged(f"the record is for another network: {record.fields.network[:80]}")
+        raise RecordForged(f"the record is for another network: {record.fields.network[:80]!r}")
     member = roster.member(record.name)
     if "node" not in member.roles:
         raise Forbidden(f"{record.name} is a member, but not admitted as a node")

@@ -28,7 +28,7 @@ class RosterGuard:
             Forbidden: another network, no member, revoked, not in this role, or by a CA that is honoured no more.
         """
         if peer.network != self._view.network:
-            raise Forbidden(f"the caller is of another network: {peer.network[:80]}")
+            raise Forbidden(f"the caller is of another network: {peer.network[:80]!r}")
         member = self._view.member(peer.name)
         if peer.role not in member.roles:
             raise Forbidden(f"{peer.name} is no {peer.role}: the roster says {' | '.join(member.roles)}")

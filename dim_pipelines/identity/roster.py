@@ -160,7 +160,7 @@ def read_roster(signed: bytes, network: str) -> tuple[Roster, Delegation]:
     except InputError as error:
         raise RecordForged(f"the roster cannot be read: {error.message}") from error
     if roster.network != network or delegation.network != network:
-        raise RecordForged(f"the roster is that of another network: {roster.network[:80]}")
+        raise RecordForged(f"the roster is that of another network: {roster.network[:80]!r}")
     try:
         delegator = verify(root_signature, DELEGATION_DOMAIN, Cid.of(DAG_CBOR, roster.delegation))
         signer = verify(signature, ROSTER_DOMAIN, Cid.of(DAG_CBOR, outer.roster))

@@ -33,7 +33,9 @@ def verify(signature: Signature, domain: str, subject: Cid) -> bytes:
         Forbidden: it was made for another end or subject, or is not valid.
     """
     if signature.domain != domain or signature.subject != subject:
-        raise Forbidden(f"the signature is for {signature.domain} {signature.subject}, not for {domain} {subject}")
+        raise Forbidden(
+            f"the signature is for {signature.domain[:80]!r} {signature.subject}, not for {domain} {subject}"
+        )
     try:
         Ed25519PublicKey.from_public_bytes(signature.key).verify(signature.signature, _message(domain, subject))
     except (InvalidSignature, ValueError) as error:
